@@ -1,0 +1,245 @@
+//! `SOCK_SEQPACKET` sockets that pass descriptors (`SCM_RIGHTS`).
+//!
+//! One message is one packet: a length limit is enforced by the kernel's own
+//! truncation flag, and a packet never mixes with the next one. Descriptors
+//! that arrive are close-on-exec from the first instant; those that a caller
+//! of [`recv`] does not want are closed when [`Received`] is dropped.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    },
+};
+
+/// Longest path of a Unix socket in bytes: `sun_path` holds 108 with its NUL.
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// Most descriptors that one [`recv`] accepts; the kernel closes the rest.
+const MAX_FDS: usize = 8;
+
+/// One packet as it arrived.
+#[derive(Debug)]
+pub struct Received {
+    /// Bytes written to the buffer; 0 when the peer has gone.
+    pub len: usize,
+    /// The packet was longer than the buffer, or carried more descriptors
+    /// than are accepted: what is here is not the whole message.
+    pub truncated: bool,
+    /// Descriptors that came along, close-on-exec.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Says how a socket made here behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blocking {
+    /// Calls wait.
+    Yes,
+    /// Calls answer `WouldBlock`.
+    No,
+}
+
+fn flags(blocking: Blocking) -> SocketFlags {
+    match blocking {
+        Blocking::Yes => SocketFlags::CLOEXEC,
+        Blocking::No => SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+    }
+}
+
+/// Checks that `path` fits into a socket address.
+///
+/// # Errors
+/// `InvalidInput` naming the path and its length.
+pub fn check_socket_path(path: &Path) -> io::Result<()> {
+    let len = path.as_os_str().as_bytes().len();
+    if len > MAX_SOCKET_PATH {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("socket path {} has {len} bytes, more than {MAX_SOCKET_PATH}", path.display()),
+        ));
+    }
+    Ok(())
+}
+
+/// Listens for packets at `path`, which must not exist.
+///
+/// # Errors
+/// `InvalidInput` for a path that is too long, `AddrInUse` if it exists.
+pub fn listen(path: &Path, backlog: i32, blocking: Blocking) -> io::Result<OwnedFd> {
+    check_socket_path(path)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags(blocking), None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+/// Accepts one connection.
+///
+/// # Errors
+/// As `accept4(2)`; `WouldBlock` if the listener does not block and nobody
+/// waits.
+pub fn accept(listener: impl AsFd, blocking: Blocking) -> io::Result<OwnedFd> {
+    loop {
+        match rustix::net::accept_with(&listener, flags(blocking)) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Connects to a listener at `path`.
+///
+/// # Errors
+/// As `connect(2)`: `NotFound`, `ConnectionRefused`, `PermissionDenied`.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    check_socket_path(path)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+/// Two connected packet sockets.
+///
+/// # Errors
+/// As `socketpair(2)`.
+pub fn pair(blocking: Blocking) -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags(blocking), None)?)
+}
+
+/// Limits how long [`recv`] and [`send`] wait on a blocking socket.
+///
+/// # Errors
+/// As `setsockopt(2)`.
+pub fn set_timeout(socket: impl AsFd, timeout: std::time::Duration) -> io::Result<()> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    set_socket_timeout(&socket, Timeout::Recv, Some(timeout))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(timeout))?;
+    Ok(())
+}
+
+/// Receives one packet into `buffer`.
+///
+/// # Errors
+/// As `recvmsg(2)`. A packet that does not fit is no error here: look at
+/// [`Received::truncated`].
+pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = loop {
+        let iov = &mut [io::IoSliceMut::new(buffer)];
+        match rustix::net::recvmsg(&socket, iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    let mut fds = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            fds.extend(rights);
+        }
+    }
+    let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    Ok(Received { len: message.bytes.min(buffer.len()), truncated, fds })
+}
+
+/// Sends one packet, with one descriptor if `fd` is given.
+///
+/// # Errors
+/// As `sendmsg(2)`; `BrokenPipe` (never a signal) if the peer has gone.
+pub fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.map(|fd| [fd]);
+    if let Some(fds) = &fds
+        && !control.push(SendAncillaryMessage::ScmRights(fds))
+    {
+        return Err(io::Error::other("no room for one descriptor"));
+    }
+    loop {
+        let iov = &[io::IoSlice::new(bytes)];
+        match rustix::net::sendmsg(&socket, iov, &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(sent) if sent == bytes.len() => return Ok(()),
+            Ok(sent) => return Err(io::Error::other(format!("sent {sent} of {} bytes of a packet", bytes.len()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        path::PathBuf,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_packet_and_its_descriptor_arrive_together() {
+        let (left, right) = pair(Blocking::Yes).unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send(&left, b"take this", Some(writer.as_fd())).unwrap();
+        drop(writer);
+        let mut buffer = [0; 64];
+        let received = recv(&right, &mut buffer).unwrap();
+        assert_eq!((&buffer[..received.len], received.truncated), (&b"take this"[..], false));
+        let [fd] = <[OwnedFd; 1]>::try_from(received.fds).unwrap();
+        let flags = rustix::io::fcntl_getfd(&fd).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "arrives close-on-exec");
+        std::fs::File::from(fd).write_all(b"x").unwrap();
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"x");
+    }
+
+    #[test]
+    fn oversized_packets_are_told() {
+        let (left, right) = pair(Blocking::Yes).unwrap();
+        send(&left, &[7; 100], None).unwrap();
+        send(&left, &[8; 10], None).unwrap();
+        let mut buffer = [0; 16];
+        let first = recv(&right, &mut buffer).unwrap();
+        assert!(first.truncated);
+        let second = recv(&right, &mut buffer).unwrap();
+        assert_eq!((second.len, second.truncated, buffer[0]), (10, false, 8));
+        drop(left);
+        assert_eq!(recv(&right, &mut buffer).unwrap().len, 0);
+    }
+
+    #[test]
+    fn descriptors_nobody_takes_are_closed() {
+        let (left, right) = pair(Blocking::Yes).unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send(&left, b"!", Some(writer.as_fd())).unwrap();
+        drop(writer);
+        drop(recv(&right, &mut [0; 4]).unwrap());
+        assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "the last write end is gone");
+    }
+
+    #[test]
+    fn a_gone_peer_is_an_error_and_not_a_signal() {
+        let (left, right) = pair(Blocking::Yes).unwrap();
+        drop(right);
+        assert_eq!(send(&left, b"x", None).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn long_paths_are_refused_by_name() {
+        let path = PathBuf::from(format!("/tmp/{}", "x".repeat(103)));
+        let error = connect(&path).unwrap_err();
+        assert!(error.to_string().contains("108 bytes"), "{error}");
+        assert!(check_socket_path(Path::new(&format!("/tmp/{}", "x".repeat(102)))).is_ok());
+    }
+}
