@@ -1,0 +1,278 @@
+//! The engine as the daemon's front doors see it.
+//!
+//! Front doors turn wire types into these words and back; they know who is
+//! calling from the socket and from nothing else.
+
+use std::{fmt, fs::File, path::PathBuf};
+
+use sctl_common::{Compression, Digest, Platform, Reference};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{Failure, registry::Credentials};
+
+/// Who is calling, as the kernel told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// Effective user id when it connected.
+    pub uid: u32,
+    /// May inspect and change everything.
+    pub admin: bool,
+}
+
+/// A pull that has been asked for.
+#[derive(Debug, Clone)]
+pub struct PullJob {
+    /// What to pull.
+    pub reference: Reference,
+    /// For which platform.
+    pub platform: Platform,
+    /// What the caller can show to the registry.
+    pub credentials: Credentials,
+    /// Plain HTTP, or TLS without verification, is acceptable.
+    pub insecure: bool,
+    /// Compressor; none means the daemon's default.
+    pub compression: Option<Compression>,
+    /// Leave nothing in the cache.
+    pub disable_cache: bool,
+}
+
+/// Which part of a pull has made progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Bytes of a blob have arrived.
+    Fetch,
+    /// Bytes of a layer's tar have been packed.
+    Pack,
+    /// Bytes of the image have been written.
+    Assemble,
+}
+
+/// How much a line for the user matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticeLevel {
+    /// Degraded, went on.
+    Warning,
+    /// Worth a line.
+    Info,
+    /// Worth a line to those who asked for more.
+    Verbose,
+}
+
+/// A line for the user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// How much it matters.
+    pub level: NoticeLevel,
+    /// The line.
+    pub text: String,
+}
+
+/// A layer as a resolved pull lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedLayer {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Bytes of the blob.
+    pub size: u64,
+    /// Its pack was in the cache: the blob will not be fetched.
+    pub cached: bool,
+}
+
+/// One piece of news from a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullEvent {
+    /// The reference has been resolved.
+    Resolved {
+        /// Digest of the platform's manifest.
+        manifest: Digest,
+        /// Canonical reference.
+        reference: Reference,
+        /// The layers, bottom first.
+        layers: Vec<ResolvedLayer>,
+        /// Digest of the config.
+        config: Digest,
+        /// Bytes of the config.
+        config_size: u64,
+        /// The finished image was in the cache: nothing will be fetched.
+        image_cached: bool,
+    },
+    /// A stage has made progress.
+    Progress {
+        /// Which one.
+        stage: Stage,
+        /// Blob of the layer; none for the image itself.
+        digest: Option<Digest>,
+        /// Bytes so far.
+        done_bytes: u64,
+        /// Bytes altogether, if known.
+        total_bytes: Option<u64>,
+        /// The stage is over.
+        finished: bool,
+    },
+    /// A line for the user.
+    Notice(Notice),
+    /// The pull has succeeded. Nothing follows.
+    Done {
+        /// Opens the SIF once.
+        ticket: Ticket,
+        /// Digest of the platform's manifest.
+        manifest: Digest,
+        /// Bytes of the SIF.
+        size: u64,
+        /// Bytes fetched for this answer.
+        fetched_bytes: u64,
+        /// Blob bytes that did not have to be fetched.
+        reused_bytes: u64,
+        /// Path of the SIF in the cache, for display.
+        path: PathBuf,
+        /// The image itself was in the cache.
+        image_cached: bool,
+    },
+}
+
+/// Opens one SIF once, for the uid that it was made for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket(pub [u8; 16]);
+
+impl fmt::Debug for Ticket {
+    // A bearer right does not belong into logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket(…)")
+    }
+}
+
+/// News of one pull; dropping it tells the engine that nobody waits any more.
+pub type PullEvents = mpsc::Receiver<Result<PullEvent, Failure>>;
+
+/// What mount.sock is asked to open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpenTarget {
+    /// What a pull has just made.
+    Ticket(Ticket),
+    /// An image by name, if a lease of the caller covers it.
+    Image {
+        /// Which image.
+        reference: Reference,
+        /// For which platform.
+        platform: Platform,
+    },
+}
+
+/// An open SIF, to be handed to the caller.
+#[derive(Debug)]
+pub struct Opened {
+    /// Read-only descriptor.
+    pub file: File,
+    /// Digest of the platform's manifest.
+    pub manifest: Digest,
+    /// Canonical reference.
+    pub reference: Reference,
+    /// Path of the SIF in the cache, for display.
+    pub path: PathBuf,
+}
+
+/// Kind of a cache entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EntryKind {
+    /// A finished SIF.
+    Image,
+    /// A packed layer.
+    Pack,
+    /// A manifest, config or kept layer blob.
+    Blob,
+}
+
+/// One entry of the cache, as much of it as its reader may see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheEntry {
+    /// What it is.
+    pub kind: EntryKind,
+    /// Reference of an image, digest of a pack or blob.
+    pub name: String,
+    /// Digest: of the manifest, the uncompressed layer or the blob.
+    pub digest: String,
+    /// Bytes on disk.
+    pub size: u64,
+    /// When it was made, Unix seconds.
+    pub created: i64,
+    /// When it was last used, Unix seconds.
+    pub last_used: i64,
+    /// Images that use it.
+    pub used_by: u32,
+    /// Everybody may use it.
+    pub public: bool,
+    /// Who else may use it; empty for readers who are no administrators.
+    pub uids: Vec<u32>,
+    /// Platform of an image.
+    pub platform: Option<Platform>,
+}
+
+/// Sizes and reuse of the cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheInfo {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Finished images.
+    pub images: u64,
+    /// Their bytes.
+    pub image_bytes: u64,
+    /// Packed layers.
+    pub packs: u64,
+    /// Their bytes.
+    pub pack_bytes: u64,
+    /// Manifests, configs and kept blobs.
+    pub blobs: u64,
+    /// Their bytes.
+    pub blob_bytes: u64,
+    /// Bytes free on its file system.
+    pub free_bytes: u64,
+    /// Pack bytes that images share.
+    pub shared_bytes: u64,
+    /// Bytes fetched since the cache was made.
+    pub fetched_bytes: u64,
+    /// Bytes that reuse saved since the cache was made.
+    pub reused_bytes: u64,
+    /// Job processes that run now.
+    pub running_jobs: u64,
+}
+
+/// What a clean removed, or would remove.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheCleaned {
+    /// The entries.
+    pub removed: Vec<CacheEntry>,
+    /// Their bytes.
+    pub freed_bytes: u64,
+}
+
+/// Everything that front doors ask for.
+///
+/// The callers' identity has been established; what they may do is decided
+/// here.
+pub trait Engine: Send + Sync + 'static {
+    /// Starts a pull, or joins an equal one.
+    fn pull(&self, caller: Caller, job: PullJob) -> PullEvents;
+
+    /// Opens a SIF for a caller. `None` answers "not there", "no lease" and
+    /// "not yours" alike.
+    fn open(&self, caller: Caller, target: OpenTarget) -> impl Future<Output = Option<Opened>> + Send;
+
+    /// Lists the entries that the caller may see.
+    fn cache_list(&self, caller: Caller) -> impl Future<Output = Result<Vec<CacheEntry>, Failure>> + Send;
+
+    /// Sums up what the caller may see.
+    fn cache_info(&self, caller: Caller) -> impl Future<Output = Result<CacheInfo, Failure>> + Send;
+
+    /// Removes what nothing uses; with `dry_run` only says what.
+    fn cache_clean(&self, caller: Caller, dry_run: bool) -> impl Future<Output = Result<CacheCleaned, Failure>> + Send;
+
+    /// How many pulls and jobs are under way.
+    fn active(&self) -> usize;
+
+    /// Takes no new work from now on, gives what runs until `deadline`, then
+    /// ends it. Returns when nothing runs any more.
+    fn shutdown(&self, deadline: std::time::Duration) -> impl Future<Output = ()> + Send;
+}
