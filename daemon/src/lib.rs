@@ -1,0 +1,23 @@
+//! The daemon: configuration, sockets, callers, and the services that pass
+//! requests on to the engine.
+//!
+//! What a request means and who may do what is the engine's business; nothing
+//! here reads a byte of an image.
+#![forbid(unsafe_code)]
+
+mod activity;
+pub mod config;
+mod connection;
+pub mod logs;
+mod mount_socket;
+mod server;
+mod service;
+mod settings;
+mod sockets;
+mod wire;
+
+pub use config::{Config, ConfigError};
+pub use connection::group_id;
+pub use server::{Ended, ServeError, ServerOptions, serve};
+pub use settings::{Arguments, Internal, Mode, Settings, SettingsError};
+pub use sockets::{SocketError, Sockets};

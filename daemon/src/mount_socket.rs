@@ -1,0 +1,92 @@
+//! mount.sock: one small message each way, and the descriptor of a SIF.
+//!
+//! The hot path of `exec`, `run` and `shell`. Anybody on the host can reach it
+//! in system mode, so a connection costs little, lives briefly and can say
+//! only one thing at a time.
+
+use std::{io, os::fd::AsFd as _, sync::Arc, time::Duration};
+
+use prost::Message as _;
+use sctl_engine::{Caller, Engine, Opened};
+use sctl_proto::{
+    MAX_OPEN_MESSAGE,
+    v1::{OpenReply, OpenRequest, open_reply::Status},
+};
+use sctl_sys::scm;
+use tokio::{io::Interest, net::UnixStream, time::timeout};
+use tracing::debug;
+
+use crate::{activity::Connection, wire};
+
+/// Serves one connection until its peer leaves, is silent or leaves an answer
+/// unread for longer than `patience`, or breaks the rules.
+pub async fn serve<E: Engine>(
+    socket: UnixStream,
+    caller: Caller,
+    _counted: Connection,
+    engine: Arc<E>,
+    patience: Duration,
+) {
+    match converse(socket, caller, &*engine, patience).await {
+        Ok(()) => {}
+        Err(error) => debug!(caller.uid, %error, "mount.sock connection ended"),
+    }
+}
+
+/// `socket` is one of packets; for the runtime, only readiness counts.
+async fn converse<E: Engine>(socket: UnixStream, caller: Caller, engine: &E, patience: Duration) -> io::Result<()> {
+    // One byte more than a message may have, so that none is cut to a length
+    // that looks right.
+    let mut buffer = vec![0u8; MAX_OPEN_MESSAGE + 1];
+    loop {
+        let received = timeout(patience, socket.async_io(Interest::READABLE, || scm::recv(&socket, &mut buffer)))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        if received.len == 0 && received.fds.is_empty() {
+            return Ok(());
+        }
+        // Nobody is asked to send descriptors: what came is closed here.
+        let unsolicited = !received.fds.is_empty();
+        drop(received.fds);
+        let message = &buffer[..received.len];
+        let target = if received.truncated || unsolicited || message.len() > MAX_OPEN_MESSAGE {
+            None
+        } else {
+            OpenRequest::decode(message).ok().and_then(wire::open_target)
+        };
+        let Some(target) = target else {
+            reply(&socket, &of_status(Status::BadRequest), None, patience).await?;
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        };
+        match engine.open(caller, target).await {
+            Some(opened) => reply(&socket, &of_opened(&opened), Some(&opened), patience).await?,
+            None => reply(&socket, &of_status(Status::NotAvailable), None, patience).await?,
+        }
+    }
+}
+
+fn of_status(status: Status) -> OpenReply {
+    OpenReply { status: status.into(), ..OpenReply::default() }
+}
+
+fn of_opened(opened: &Opened) -> OpenReply {
+    OpenReply {
+        status: Status::Sif.into(),
+        manifest_digest: opened.manifest.to_string(),
+        reference: opened.reference.to_string(),
+        path: wire::display_path(&opened.path),
+    }
+}
+
+/// Tells a client that its user has too many connections.
+pub fn refuse_busy(socket: &UnixStream) {
+    // It may have gone already, and we are busy.
+    let _ = scm::send(socket, &of_status(Status::Busy).encode_to_vec(), None);
+}
+
+async fn reply(socket: &UnixStream, reply: &OpenReply, opened: Option<&Opened>, patience: Duration) -> io::Result<()> {
+    let bytes = reply.encode_to_vec();
+    let send =
+        socket.async_io(Interest::WRITABLE, || scm::send(socket, &bytes, opened.map(|opened| opened.file.as_fd())));
+    timeout(patience, send).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}

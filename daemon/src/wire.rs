@@ -1,0 +1,243 @@
+//! Wire types inward and outward: the only place that knows both sides.
+
+use std::os::unix::ffi::OsStrExt as _;
+
+use sctl_common::{ErrorKind, Platform, Reference};
+use sctl_engine::{
+    CacheCleaned, CacheEntry, CacheInfo, EntryKind, Failure, NoticeLevel, OpenTarget, PullEvent, PullJob, Stage,
+    Ticket,
+    registry::{Credentials, Secret},
+};
+use sctl_proto::{FailureDetail, v1};
+use tonic::Status;
+
+/// Longest user name, password or token that is accepted.
+const MAX_CREDENTIAL: usize = 64 << 10;
+
+/// Names the field of a request that is wrong.
+fn bad_field(field: &str, error: impl std::error::Error + 'static) -> Failure {
+    Failure::new(ErrorKind::InvalidInput, format!("{field} is not usable")).because(&error)
+}
+
+/// Checks a pull request.
+///
+/// # Errors
+/// An `InvalidInput` failure that names the field.
+pub fn pull_job(request: v1::PullRequest) -> Result<PullJob, Failure> {
+    let reference = Reference::parse(&request.reference).map_err(|error| bad_field("reference", error))?;
+    let platform = platform(&request.platform)?;
+    let credentials = request.credentials.map(credentials).transpose()?.unwrap_or_default();
+    let compression = match request.compression.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|error: sctl_common::ProfileError| bad_field("compression", error))?),
+    };
+    Ok(PullJob {
+        reference,
+        platform,
+        credentials,
+        insecure: request.insecure,
+        compression,
+        disable_cache: request.disable_cache,
+    })
+}
+
+fn platform(text: &str) -> Result<Platform, Failure> {
+    match text {
+        "" => Ok(Platform::host()),
+        text => text.parse().map_err(|error: sctl_common::PlatformError| bad_field("platform", error)),
+    }
+}
+
+fn credentials(message: v1::Credentials) -> Result<Credentials, Failure> {
+    use v1::credentials::{Basic, Kind};
+    let wrong = |text: &str| Failure::new(ErrorKind::InvalidInput, text);
+    let secret = |text: String| {
+        if text.len() > MAX_CREDENTIAL {
+            Err(wrong("credentials are longer than 64 KiB"))
+        } else {
+            Ok(Secret::new(text))
+        }
+    };
+    match message.kind {
+        Some(Kind::Basic(Basic { username, password })) if username.len() <= MAX_CREDENTIAL => {
+            Ok(Credentials::Basic { username, password: secret(password)? })
+        }
+        Some(Kind::Basic(_)) => Err(wrong("credentials are longer than 64 KiB")),
+        Some(Kind::IdentityToken(token)) => Ok(Credentials::IdentityToken { username: None, token: secret(token)? }),
+        Some(Kind::RegistryToken(token)) => Ok(Credentials::RegistryToken(secret(token)?)),
+        None => Err(wrong("credentials have no kind")),
+    }
+}
+
+/// Checks a request of mount.sock; `None` if it says nothing.
+pub fn open_target(request: v1::OpenRequest) -> Option<OpenTarget> {
+    match request.what? {
+        v1::open_request::What::Ticket(bytes) => Some(OpenTarget::Ticket(Ticket(bytes.as_slice().try_into().ok()?))),
+        v1::open_request::What::Image(image) => Some(OpenTarget::Image {
+            reference: Reference::parse(&image.reference).ok()?,
+            platform: platform(&image.platform).ok()?,
+        }),
+    }
+}
+
+/// A failure as its status.
+pub fn status(failure: Failure) -> Status {
+    sctl_proto::to_status(&FailureDetail {
+        kind: failure.kind,
+        message: failure.message,
+        causes: failure.causes,
+        hint: failure.hint.unwrap_or_default(),
+        retry_after_seconds: failure.retry_after_seconds.unwrap_or(0),
+    })
+}
+
+/// A piece of news.
+pub fn pull_event(event: PullEvent) -> v1::PullEvent {
+    use v1::pull_event::{Done, Kind, Layer, Notice, Progress, Resolved};
+    let kind = match event {
+        PullEvent::Resolved { manifest, reference, layers, config, config_size, image_cached } => {
+            let layers = layers
+                .into_iter()
+                .map(|layer| Layer { digest: layer.digest.to_string(), size: layer.size, cached: layer.cached })
+                .collect();
+            Kind::Resolved(Resolved {
+                manifest_digest: manifest.to_string(),
+                reference: reference.to_string(),
+                layers,
+                config_digest: config.to_string(),
+                config_size,
+                image_cached,
+            })
+        }
+        PullEvent::Progress { stage, digest, done_bytes, total_bytes, finished } => Kind::Progress(Progress {
+            stage: match stage {
+                Stage::Fetch => v1::Stage::Fetch,
+                Stage::Pack => v1::Stage::Pack,
+                Stage::Assemble => v1::Stage::Assemble,
+            }
+            .into(),
+            digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),
+            done_bytes,
+            total_bytes: total_bytes.unwrap_or(0),
+            finished,
+        }),
+        PullEvent::Notice(notice) => Kind::Notice(Notice {
+            level: match notice.level {
+                NoticeLevel::Warning => v1::Level::Warning,
+                NoticeLevel::Info => v1::Level::Info,
+                NoticeLevel::Verbose => v1::Level::Verbose,
+            }
+            .into(),
+            text: notice.text,
+        }),
+        PullEvent::Done { ticket, manifest, size, fetched_bytes, reused_bytes, path, image_cached } => {
+            Kind::Done(Done {
+                ticket: ticket.0.to_vec(),
+                manifest_digest: manifest.to_string(),
+                size,
+                fetched_bytes,
+                reused_bytes,
+                path: display_path(&path),
+                image_cached,
+            })
+        }
+    };
+    v1::PullEvent { kind: Some(kind) }
+}
+
+/// A path for display: a `string` field holds UTF-8 only.
+pub fn display_path(path: &std::path::Path) -> String {
+    String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned()
+}
+
+fn cache_entry(entry: CacheEntry) -> v1::CacheEntry {
+    use v1::cache_entry::Kind;
+    v1::CacheEntry {
+        kind: match entry.kind {
+            EntryKind::Image => Kind::Image,
+            EntryKind::Pack => Kind::Pack,
+            EntryKind::Blob => Kind::Blob,
+        }
+        .into(),
+        name: entry.name,
+        digest: entry.digest,
+        size: entry.size,
+        created: entry.created,
+        last_used: entry.last_used,
+        used_by: entry.used_by,
+        public: entry.public,
+        uids: entry.uids,
+        platform: entry.platform.map(|platform| platform.to_string()).unwrap_or_default(),
+    }
+}
+
+/// A listing.
+pub fn cache_list(entries: Vec<CacheEntry>) -> v1::CacheListReply {
+    v1::CacheListReply { entries: entries.into_iter().map(cache_entry).collect() }
+}
+
+/// A summary.
+pub fn cache_info(info: CacheInfo, user_mode: bool) -> v1::CacheInfoReply {
+    v1::CacheInfoReply {
+        path: display_path(&info.path),
+        user_mode,
+        images: info.images,
+        image_bytes: info.image_bytes,
+        packs: info.packs,
+        pack_bytes: info.pack_bytes,
+        blobs: info.blobs,
+        blob_bytes: info.blob_bytes,
+        free_bytes: info.free_bytes,
+        shared_bytes: info.shared_bytes,
+        fetched_bytes: info.fetched_bytes,
+        reused_bytes: info.reused_bytes,
+        running_jobs: info.running_jobs,
+    }
+}
+
+/// What a clean did.
+pub fn cache_cleaned(cleaned: CacheCleaned) -> v1::CacheCleanReply {
+    v1::CacheCleanReply {
+        removed: cleaned.removed.into_iter().map(cache_entry).collect(),
+        freed_bytes: cleaned.freed_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let good = v1::PullRequest { reference: "ubuntu".to_owned(), ..Default::default() };
+        let job = pull_job(good.clone()).unwrap();
+        assert_eq!(job.reference.to_string(), "docker.io/library/ubuntu:latest");
+        assert_eq!(job.platform, Platform::host());
+        let cases = [
+            (v1::PullRequest { reference: "Ubuntu".to_owned(), ..good.clone() }, "reference"),
+            (v1::PullRequest { platform: "vax".to_owned(), ..good.clone() }, "platform"),
+            (v1::PullRequest { compression: "xz".to_owned(), ..good.clone() }, "compression"),
+            (v1::PullRequest { credentials: Some(v1::Credentials { kind: None }), ..good }, "credentials"),
+        ];
+        for (request, field) in cases {
+            let failure = pull_job(request).unwrap_err();
+            assert_eq!(failure.kind, ErrorKind::InvalidInput);
+            assert!(failure.message.starts_with(field), "{failure}");
+        }
+    }
+
+    #[test]
+    fn open_requests_are_whole_or_nothing() {
+        use v1::open_request::What;
+        let ticket = |len: usize| open_target(v1::OpenRequest { what: Some(What::Ticket(vec![1; len])) });
+        assert!(ticket(16).is_some());
+        assert!(ticket(15).is_none() && ticket(17).is_none() && ticket(0).is_none());
+        assert!(open_target(v1::OpenRequest { what: None }).is_none());
+        let image = |reference: &str| {
+            let image = v1::ImageRequest { reference: reference.to_owned(), platform: String::new() };
+            open_target(v1::OpenRequest { what: Some(What::Image(image)) })
+        };
+        assert!(image("ubuntu").is_some());
+        assert!(image("").is_none());
+    }
+}

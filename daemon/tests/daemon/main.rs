@@ -1,0 +1,8 @@
+//! The daemon through its sockets: with an engine of the test's own, and as a
+//! program with its jobs.
+
+mod fake;
+mod jobs;
+mod mount;
+mod program;
+mod service;

@@ -1,0 +1,123 @@
+//! mount.sock, well used and abused.
+
+use std::{
+    io::Read as _,
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use prost::Message as _;
+use sctl_proto::v1::{ImageRequest, OpenReply, OpenRequest, open_reply::Status, open_request::What};
+use sctl_sys::scm;
+
+use super::fake::{CONTENT, Fake, Served, TICKET};
+
+fn connect(served: &Served) -> OwnedFd {
+    let socket = scm::connect(&served.mount_socket()).unwrap();
+    scm::set_timeout(&socket, Duration::from_secs(10)).unwrap();
+    socket
+}
+
+fn ticket(bytes: &[u8]) -> Vec<u8> {
+    OpenRequest { what: Some(What::Ticket(bytes.to_vec())) }.encode_to_vec()
+}
+
+fn answer(socket: &OwnedFd) -> Option<(OpenReply, Vec<OwnedFd>)> {
+    let mut buffer = vec![0; sctl_proto::MAX_OPEN_MESSAGE];
+    let received = scm::recv(socket, &mut buffer).ok()?;
+    if received.len == 0 {
+        return None;
+    }
+    Some((OpenReply::decode(&buffer[..received.len]).unwrap(), received.fds))
+}
+
+#[test]
+fn a_ticket_brings_a_read_only_descriptor() {
+    let served = Served::start(Fake::default(), None);
+    let socket = connect(&served);
+    // Several requests may follow each other on one connection.
+    for _ in 0..2 {
+        scm::send(&socket, &ticket(&TICKET.0), None).unwrap();
+        let (reply, fds) = answer(&socket).unwrap();
+        assert_eq!(reply.status(), Status::Sif);
+        assert_eq!(reply.reference, "registry.example/image:1");
+        let [fd] = <[OwnedFd; 1]>::try_from(fds).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&fd).unwrap();
+        assert_eq!(flags & rustix::fs::OFlags::RWMODE, rustix::fs::OFlags::RDONLY);
+        let mut content = Vec::new();
+        std::fs::File::from(fd).read_to_end(&mut content).unwrap();
+        assert_eq!(content, CONTENT);
+    }
+}
+
+#[test]
+fn what_is_not_available_has_one_answer() {
+    let served = Served::start(Fake::default(), None);
+    let socket = connect(&served);
+    let image = ImageRequest { reference: "ubuntu".to_owned(), platform: String::new() };
+    let image = OpenRequest { what: Some(What::Image(image)) }.encode_to_vec();
+    for message in [ticket(&[1; 16]), image] {
+        scm::send(&socket, &message, None).unwrap();
+        let (reply, fds) = answer(&socket).unwrap();
+        let expected = OpenReply { status: Status::NotAvailable.into(), ..OpenReply::default() };
+        assert_eq!((reply, fds.len()), (expected, 0));
+    }
+}
+
+#[test]
+fn nonsense_is_refused_and_ends_the_connection() {
+    let served = Served::start(Fake::default(), None);
+    let unnamed = ImageRequest { reference: "NOT valid".to_owned(), platform: String::new() };
+    let cases: [(&str, Vec<u8>); 6] = [
+        ("garbage", vec![0xff; 100]),
+        ("no target", OpenRequest { what: None }.encode_to_vec().into_iter().chain([0x78, 1]).collect()),
+        ("short ticket", ticket(&[1; 3])),
+        ("bad reference", OpenRequest { what: Some(What::Image(unnamed)) }.encode_to_vec()),
+        ("one byte too long", ticket(&vec![1; sctl_proto::MAX_OPEN_MESSAGE - 2])),
+        ("far too long", vec![0; 100 << 10]),
+    ];
+    for (name, message) in cases {
+        let socket = connect(&served);
+        scm::send(&socket, &message, None).unwrap();
+        let (reply, fds) = answer(&socket).unwrap_or_else(|| panic!("{name}: no answer"));
+        assert_eq!((reply.status(), fds.len()), (Status::BadRequest, 0), "{name}");
+        assert!(answer(&socket).is_none(), "{name}: the connection is open");
+    }
+    assert_eq!(served.calls(), [""; 0], "the engine was not bothered");
+}
+
+#[test]
+fn unsolicited_descriptors_are_closed_and_refused() {
+    let served = Served::start(Fake::default(), None);
+    let socket = connect(&served);
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    scm::send(&socket, &ticket(&TICKET.0), Some(writer.as_fd())).unwrap();
+    drop(writer);
+    assert_eq!(answer(&socket).unwrap().0.status(), Status::BadRequest);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the daemon does not keep it");
+}
+
+#[test]
+fn silent_clients_are_sent_away() {
+    let served = Served::start(Fake::default(), None);
+    let socket = connect(&served);
+    let started = Instant::now();
+    assert!(answer(&socket).is_none());
+    assert!(started.elapsed() >= Duration::from_millis(250), "too early");
+    assert!(started.elapsed() < Duration::from_secs(5), "too late");
+}
+
+#[test]
+fn one_user_has_so_many_connections() {
+    let served = Served::start(Fake::default(), None);
+    let held: Vec<OwnedFd> = (0..64).map(|_| connect(&served)).collect();
+    // The daemon takes them in the order of their arrival.
+    let socket = connect(&served);
+    assert_eq!(answer(&socket).unwrap().0.status(), Status::Busy);
+    drop(held);
+    super::fake::wait_until("others are gone", || {
+        let socket = connect(&served);
+        scm::send(&socket, &ticket(&TICKET.0), None).is_ok()
+            && answer(&socket).is_some_and(|(reply, _)| reply.status() == Status::Sif)
+    });
+}
