@@ -1,0 +1,184 @@
+//! Which daemon answers: the rules, without any connection.
+
+use std::{
+    io,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use sctl_sys::scm::MAX_SOCKET_PATH;
+
+use crate::{
+    cli::Environment,
+    failure::{Failure, reason},
+};
+
+/// Socket of a daemon that serves the whole host.
+pub const SYSTEM_SOCKET: &str = "/run/sctl/sctl.sock";
+
+/// Why a daemon is the one to talk to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `SCTL_SOCKET` names it.
+    Explicit,
+    /// It is installed on this host.
+    System,
+    /// There is no other: one of the caller's own, started when needed.
+    User,
+}
+
+/// The daemon to talk to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Why this one.
+    pub kind: Kind,
+    /// Its gRPC socket.
+    pub socket: PathBuf,
+    /// Its socket that hands out images.
+    pub mount_socket: PathBuf,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Identity {
+    /// Real user id.
+    pub uid: u32,
+    /// Effective user id.
+    pub euid: u32,
+}
+
+impl Identity {
+    /// Of this process.
+    pub fn of_process() -> Self {
+        Self { uid: rustix::process::getuid().as_raw(), euid: rustix::process::geteuid().as_raw() }
+    }
+}
+
+/// Chooses the daemon.
+///
+/// # Errors
+/// Socket paths that do not fit into an address.
+pub fn choose(environment: &Environment, who: Identity, system_socket: &Path) -> Result<Choice, Failure> {
+    // With borrowed privileges the environment is somebody else's.
+    let variable = |name| if who.uid == who.euid { environment.get(name).map(PathBuf::from) } else { None };
+    let (kind, socket) = match variable("SCTL_SOCKET") {
+        Some(socket) => (Kind::Explicit, absolute(socket)?),
+        None if is_installed(system_socket) => (Kind::System, system_socket.to_owned()),
+        None => (Kind::User, user_directory(environment, who.euid).join("sctl.sock")),
+    };
+    let mount_socket = match variable("SCTL_MOUNT_SOCKET") {
+        Some(path) if kind == Kind::Explicit => absolute(path)?,
+        _ => socket.with_file_name("mount.sock"),
+    };
+    for path in [&socket, &mount_socket] {
+        let len = path.as_os_str().as_bytes().len();
+        if len > MAX_SOCKET_PATH {
+            return Err(Failure::new(format!("Unable to use the socket {}", path.display()))
+                .cause(format!("its path has {len} bytes, more than {MAX_SOCKET_PATH}")));
+        }
+    }
+    Ok(Choice { kind, socket, mount_socket })
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path)
+        .map_err(|error| Failure::new(format!("Unable to use the socket {}", path.display())).cause(reason(&error)))
+}
+
+/// Only a clear "not there" means that no daemon is installed: one that may
+/// not be looked at is there.
+fn is_installed(socket: &Path) -> bool {
+    match std::fs::symlink_metadata(socket) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+    }
+}
+
+/// Directory of the sockets of a user's own daemon.
+fn user_directory(environment: &Environment, uid: u32) -> PathBuf {
+    let fallback = without_runtime_directory(environment, uid, Path::new("/tmp"));
+    let Some(runtime) = environment.get("XDG_RUNTIME_DIR").map(PathBuf::from) else { return fallback };
+    // After `su` the variable often names the directory of somebody else.
+    let own = std::fs::metadata(&runtime).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid);
+    let directory = runtime.join("sctl");
+    let fits = directory.as_os_str().as_bytes().len() + "/mount.sock".len() <= MAX_SOCKET_PATH;
+    if runtime.is_absolute() && own && fits { directory } else { fallback }
+}
+
+/// Where the sockets lie on hosts that give their users no runtime directory:
+/// `/tmp/sctl-UID`, unless somebody else sits there, which would otherwise keep
+/// this user out for ever; then in the home directory, by host.
+fn without_runtime_directory(environment: &Environment, uid: u32, tmp: &Path) -> PathBuf {
+    let usual = tmp.join(format!("sctl-{uid}"));
+    let taken = std::fs::symlink_metadata(&usual).is_ok_and(|meta| meta.uid() != uid);
+    let Some(home) = environment.get("HOME").map(PathBuf::from).filter(|home| taken && home.is_absolute()) else {
+        return usual;
+    };
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let own = home.join(format!(".sctl-{host}"));
+    if own.as_os_str().as_bytes().len() + "/mount.sock".len() <= MAX_SOCKET_PATH { own } else { usual }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_squatter_in_tmp_keeps_nobody_out() {
+        let tmp = tempfile::tempdir().unwrap();
+        let uid = own().euid;
+        let environment = Environment::of(&[("HOME", "/home/x")]);
+        let usual = tmp.path().join(format!("sctl-{uid}"));
+        assert_eq!(without_runtime_directory(&environment, uid, tmp.path()), usual);
+        std::fs::create_dir(&usual).unwrap();
+        assert_eq!(without_runtime_directory(&environment, uid, tmp.path()), usual);
+        // Another uid finds its place taken by this one.
+        let other = tmp.path().join(format!("sctl-{}", uid + 1));
+        std::fs::create_dir(&other).unwrap();
+        let chosen = without_runtime_directory(&environment, uid + 1, tmp.path());
+        assert!(chosen.starts_with("/home/x"), "{}", chosen.display());
+        assert_eq!(without_runtime_directory(&Environment::default(), uid + 1, tmp.path()), other);
+    }
+
+    const NOWHERE: &str = "/nonexistent/sctl.sock";
+
+    fn own() -> Identity {
+        Identity::of_process()
+    }
+
+    #[test]
+    fn an_explicit_socket_wins_over_an_installed_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let installed = dir.path().join("sctl.sock");
+        std::fs::write(&installed, "").unwrap();
+        let environment = Environment::of(&[("SCTL_SOCKET", "/x/a.sock")]);
+        let choice = choose(&environment, own(), &installed).unwrap();
+        assert_eq!((choice.kind, choice.socket.as_path()), (Kind::Explicit, Path::new("/x/a.sock")));
+        assert_eq!(choice.mount_socket, Path::new("/x/mount.sock"));
+        let borrowed = Identity { uid: own().uid + 1, euid: own().euid };
+        assert_eq!(choose(&environment, borrowed, &installed).unwrap().kind, Kind::System);
+        assert_eq!(choose(&environment, borrowed, Path::new(NOWHERE)).unwrap().kind, Kind::User);
+    }
+
+    #[test]
+    fn the_runtime_directory_must_be_the_callers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        let environment = Environment::of(&[("XDG_RUNTIME_DIR", path)]);
+        let choice = choose(&environment, own(), Path::new(NOWHERE)).unwrap();
+        assert_eq!(choice.socket, dir.path().join("sctl/sctl.sock"));
+        let other = Identity { uid: own().uid + 1, euid: own().uid + 1 };
+        let fallback = format!("/tmp/sctl-{}/sctl.sock", own().uid + 1);
+        assert_eq!(choose(&environment, other, Path::new(NOWHERE)).unwrap().socket, Path::new(&fallback));
+        let none = choose(&Environment::default(), other, Path::new(NOWHERE)).unwrap();
+        assert_eq!(none.socket, Path::new(&fallback));
+    }
+
+    #[test]
+    fn paths_that_no_address_can_hold_are_refused_by_name() {
+        let long = format!("/{}", "x".repeat(107));
+        let environment = Environment::of(&[("SCTL_SOCKET", &long)]);
+        let failure = choose(&environment, own(), Path::new(NOWHERE)).unwrap_err();
+        assert!(failure.message.contains("xxx") && failure.causes[0].contains("108 bytes"), "{failure}");
+    }
+}

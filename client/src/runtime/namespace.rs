@@ -1,0 +1,90 @@
+//! Entering namespaces, and telling why that is not allowed.
+
+use std::{io, path::Path};
+
+use sctl_sys::ns::{self, Namespaces};
+
+use super::identity::Identity;
+use crate::failure::Failure;
+
+/// Enters a new user namespace in which the caller keeps its ids.
+///
+/// # Errors
+/// A [`Failure`] that names the setting which forbids it, if one is known.
+pub fn enter_user(caller: &Identity) -> Result<(), Failure> {
+    let fail = |error: &io::Error| forbidden("Unable to create a user namespace", error);
+    ns::unshare(Namespaces::USER).map_err(|error| fail(&error))?;
+    let ids = (caller.uid, caller.gid);
+    ns::map_single_ids(ids, ids).map_err(|error| fail(&error))
+}
+
+/// Enters the other namespaces.
+///
+/// # Errors
+/// As [`enter_user`].
+pub fn enter_others(kinds: Namespaces) -> Result<(), Failure> {
+    ns::unshare(kinds).map_err(|error| forbidden("Unable to create namespaces", &error))
+}
+
+/// A failure of something that a user namespace should have allowed.
+pub fn forbidden(what: &str, error: &io::Error) -> Failure {
+    let failure = Failure::new(what).source(error);
+    match hint(error, |name| std::fs::read_to_string(Path::new("/proc/sys").join(name)).ok()) {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// Looks for the setting that forbids user namespaces.
+fn hint(error: &io::Error, setting: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let is = |name: &str, value: &str| setting(name).is_some_and(|text| text.trim() == value);
+    if is("kernel/unprivileged_userns_clone", "0") {
+        return Some("an administrator has to set kernel.unprivileged_userns_clone = 1 with sysctl".to_owned());
+    }
+    if is("user/max_user_namespaces", "0") {
+        return Some("an administrator has to set user.max_user_namespaces above 0 with sysctl".to_owned());
+    }
+    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return Some(
+            "an administrator has to set kernel.apparmor_restrict_unprivileged_userns = 0 with sysctl, \
+             or to install an AppArmor profile that allows this program `userns`"
+                .to_owned(),
+        );
+    }
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EUSERS) => Some(
+            "too many namespaces are in use: an administrator can raise user.max_user_namespaces and \
+             user.max_mnt_namespaces with sysctl"
+                .to_owned(),
+        ),
+        Some(libc::EPERM | libc::EACCES) => Some(
+            "user namespaces are forbidden here: look at kernel.unprivileged_userns_clone, \
+             user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns, at SELinux, \
+             and at the seccomp profile if this is a container"
+                .to_owned(),
+        ),
+        Some(libc::EINVAL | libc::ENOSYS) => Some("the kernel was built without user namespaces".to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_setting_that_forbids_it_is_named() {
+        let denied = io::Error::from_raw_os_error(libc::EPERM);
+        for (name, value, sysctl) in [
+            ("kernel/unprivileged_userns_clone", "0\n", "kernel.unprivileged_userns_clone"),
+            ("user/max_user_namespaces", "0\n", "user.max_user_namespaces"),
+            ("kernel/apparmor_restrict_unprivileged_userns", "1\n", "kernel.apparmor_restrict_unprivileged_userns"),
+        ] {
+            let text = hint(&denied, |asked| (asked == name).then(|| value.to_owned())).unwrap();
+            assert!(text.contains(sysctl), "{name}: {text}");
+        }
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        assert!(hint(&full, |_| None).unwrap().contains("user.max_user_namespaces"));
+        assert_eq!(hint(&io::Error::from_raw_os_error(libc::EIO), |_| None), None);
+    }
+}
