@@ -1,0 +1,109 @@
+//! Finds the programs under test and gives every test a folder of its own.
+
+use std::{
+    env, fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+/// Folder that holds `sctl` and `sctld`, beside the test's own program.
+fn built() -> PathBuf {
+    let own = env::current_exe().expect("the test knows its own path");
+    let folder = own.parent().expect("a program lies in a folder");
+    let folder = if folder.ends_with("deps") { folder.parent().expect("deps lies in a folder") } else { folder };
+    assert!(
+        folder.join("sctl").exists() && folder.join("sctld").exists(),
+        "sctl and sctld are not built: run `cargo build --workspace --bins` with the same profile first"
+    );
+    folder.to_owned()
+}
+
+/// Copies of the programs that every user can run, with all their names.
+pub fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let built = built();
+        let folder = env::temp_dir().join(format!("sctl-programs-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("make the programs' folder");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("open the programs' folder");
+        for name in ["sctl", "sctld"] {
+            fs::copy(built.join(name), folder.join(name)).expect("copy a program");
+        }
+        for name in ["singularity", "apptainer", "run-singularity"] {
+            // A name left by an earlier process of the same pid is as good.
+            let _ = std::os::unix::fs::symlink("sctl", folder.join(name));
+        }
+        folder
+    })
+}
+
+/// A folder that is removed at the end; every user may enter it.
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// Makes a folder below the system's temporary folder.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("sctl-test-").tempdir().expect("make a scratch folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open the scratch folder");
+        Self(folder)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A path below it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Says whether the test runs as root; prints a loud line if not.
+pub fn have_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED {test}: needs root");
+    }
+    root
+}
+
+/// Says whether `program` is there; prints a loud line if not.
+pub fn have_program(test: &str, program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        eprintln!("SKIPPED {test}: {program} is not installed");
+    }
+    found
+}
+
+/// Standard output as text.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Standard error as text.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// If it does not hold within `deadline`; `what` names it.
+pub fn wait_until(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < deadline, "waited {deadline:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

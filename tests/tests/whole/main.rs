@@ -1,0 +1,12 @@
+//! Whole-system tests: one binary, a module per subject.
+//!
+//! They run the built programs as root and as the users that
+//! `tests/install.sh` makes, against a real registry on loopback.
+
+mod crash;
+mod failures;
+mod hub;
+mod network;
+mod oracle;
+mod pull;
+mod user_daemon;

@@ -1,0 +1,107 @@
+//! One user, no root: the client starts the daemon, which leaves when idle.
+
+use std::{process::Stdio, time::Duration};
+
+use sctl_tests::{
+    daemon::{User, UserHome},
+    debian,
+    programs::{have_root, stderr, stdout, wait_until},
+    registry::Registry,
+};
+
+/// The tests become another user by root's power; the product needs none.
+fn home(test: &str) -> Option<UserHome> {
+    if !have_root(test) {
+        return None;
+    }
+    if std::path::Path::new("/run/sctl/sctl.sock").exists() {
+        eprintln!("SKIPPED {test}: a system daemon is installed on this host, so no client starts its own");
+        return None;
+    }
+    Some(UserHome::new(User::a()))
+}
+
+#[test]
+fn privileged_the_client_starts_a_daemon_that_leaves_when_idle() {
+    let Some(home) = home("privileged_the_client_starts_a_daemon_that_leaves_when_idle") else { return };
+    std::fs::create_dir_all(home.home().join(".config/sctl")).expect("make the configuration's folder");
+    std::fs::write(home.home().join(".config/sctl/sctld.toml"), "idle_seconds = 2\n").expect("write the configuration");
+    let registry = Registry::start();
+    registry.seed(&debian::layered(), "layered:1");
+    let uri = format!("docker://{}", registry.reference("layered:1"));
+    // A pipe that the daemon kept open would never end.
+    let output = home
+        .sctl()
+        .args(["exec", "--no-https", &uri, "cat", "/opt/data/keep"])
+        .stdout(Stdio::piped())
+        .output()
+        .expect("run sctl");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "keep me");
+    assert_eq!(home.daemons().len(), 1, "one daemon serves the user");
+    wait_until("the idle daemon leaves", Duration::from_secs(20), || home.daemons().is_empty());
+    // Another start finds the cache.
+    registry.clear_log();
+    let output = home.sctl().args(["pull", "--no-https", &uri]).output().expect("run sctl");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(registry.blob_gets(), Vec::<String>::new());
+    assert!(home.home().join("layered_1.sif").exists());
+    assert!(home.home().join(".cache/sctl/sif").exists());
+}
+
+#[test]
+fn privileged_many_first_clients_start_one_daemon() {
+    let Some(home) = home("privileged_many_first_clients_start_one_daemon") else { return };
+    let registry = Registry::start();
+    registry.seed(&debian::busybox(), "busybox:1");
+    let uri = format!("docker://{}", registry.reference("busybox:1"));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            home.sctl()
+                .args(["exec", "--no-https", &uri, "echo", "ok"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("start sctl")
+        })
+        .collect();
+    for client in clients {
+        let output = client.wait_with_output().expect("wait for sctl");
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(stdout(&output), "ok\n");
+    }
+    assert_eq!(home.daemons().len(), 1);
+}
+
+#[test]
+fn privileged_an_empty_environment_is_enough() {
+    let Some(home) = home("privileged_an_empty_environment_is_enough") else { return };
+    let registry = Registry::start();
+    registry.seed(&debian::busybox(), "busybox:1");
+    let uri = format!("docker://{}", registry.reference("busybox:1"));
+    let output = home.sctl().args(["pull", "--no-https", "x.sif", &uri]).output().expect("run sctl");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let output = home
+        .sctl()
+        .env_clear()
+        .args(["exec", "x.sif", "/bin/sh", "-c", "echo $FROM_IMAGE $PATH"])
+        .output()
+        .expect("run sctl");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("busybox /bin"), "{}", stdout(&output));
+}
+
+#[test]
+fn privileged_a_named_daemon_that_does_not_answer_is_an_error() {
+    let Some(home) = home("privileged_a_named_daemon_that_does_not_answer_is_an_error") else { return };
+    let output = home
+        .sctl()
+        .env("SCTL_SOCKET", home.run().join("nobody.sock"))
+        .args(["pull", "docker://127.0.0.1:1/x"])
+        .output()
+        .expect("run sctl");
+    assert_eq!(output.status.code(), Some(255));
+    let text = stderr(&output);
+    assert!(text.starts_with("FATAL:   ") && text.contains("  hint: "), "{text}");
+    assert_eq!(home.daemons(), Vec::<u32>::new(), "no daemon is started behind the user's back");
+}
