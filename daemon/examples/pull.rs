@@ -38,7 +38,8 @@ fn main() -> anyhow::Result<()> {
         }
     })?;
     let mount = scm::connect(&Path::new(socket).with_file_name("mount.sock"))?;
-    scm::send(&mount, &OpenRequest { what: Some(What::Ticket(ticket)) }.encode_to_vec(), None)?;
+    let request = OpenRequest { what: Some(What::Ticket(ticket)), ..OpenRequest::default() };
+    scm::send(&mount, &request.encode_to_vec(), &[])?;
     let mut buffer = vec![0; sctl_proto::MAX_OPEN_MESSAGE];
     let received = scm::recv(&mount, &mut buffer)?;
     let reply = OpenReply::decode(&buffer[..received.len])?;

@@ -54,9 +54,9 @@ impl Admission {
     /// [`AdmissionError`] if the peer is not to be served.
     pub fn admit(&self, socket: impl AsFd) -> Result<Caller, AdmissionError> {
         let peer = sctl_sys::peer::credentials(&socket).map_err(|source| AdmissionError::Credentials { source })?;
-        let uid = peer.uid;
+        let (uid, gid) = (peer.uid, peer.gid);
         match self.mode {
-            Mode::User { uid: owner } if owner == uid => Ok(Caller { uid, admin: true }),
+            Mode::User { uid: owner } if owner == uid => Ok(Caller { uid, gid, admin: true }),
             Mode::User { .. } => Err(AdmissionError::OtherUser { uid }),
             Mode::System => {
                 let member = |gid| {
@@ -65,7 +65,7 @@ impl Admission {
                         // few, and root needs none.
                         || sctl_sys::peer::groups(&socket).is_ok_and(|groups| groups.contains(&gid))
                 };
-                Ok(Caller { uid, admin: uid == 0 || self.admin_gid.is_some_and(member) })
+                Ok(Caller { uid, gid, admin: uid == 0 || self.admin_gid.is_some_and(member) })
             }
         }
     }

@@ -1,4 +1,5 @@
-//! mount.sock: one small message each way, and the descriptor of a SIF.
+//! mount.sock: one small message each way, with the descriptors of a SIF and
+//! of a mount of it.
 //!
 //! The hot path of `exec`, `run` and `shell`. Anybody on the host can reach it
 //! in system mode, so a connection costs little, lives briefly and can say
@@ -49,17 +50,17 @@ async fn converse<E: Engine>(socket: UnixStream, caller: Caller, engine: &E, pat
         let unsolicited = !received.fds.is_empty();
         drop(received.fds);
         let message = &buffer[..received.len];
-        let target = if received.truncated || unsolicited || message.len() > MAX_OPEN_MESSAGE {
+        let request = if received.truncated || unsolicited || message.len() > MAX_OPEN_MESSAGE {
             None
         } else {
-            OpenRequest::decode(message).ok().and_then(wire::open_target)
+            OpenRequest::decode(message).ok().and_then(wire::open_request)
         };
-        let Some(target) = target else {
+        let Some((target, wish)) = request else {
             reply(&socket, &of_status(Status::BadRequest), None, patience).await?;
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         };
-        match engine.open(caller, target).await {
-            Some(opened) => reply(&socket, &of_opened(&opened), Some(&opened), patience).await?,
+        match engine.open(caller, target, wish).await {
+            Some(opened) => reply(&socket, &wire::open_reply(&opened), Some(&opened), patience).await?,
             None => reply(&socket, &of_status(Status::NotAvailable), None, patience).await?,
         }
     }
@@ -69,24 +70,17 @@ fn of_status(status: Status) -> OpenReply {
     OpenReply { status: status.into(), ..OpenReply::default() }
 }
 
-fn of_opened(opened: &Opened) -> OpenReply {
-    OpenReply {
-        status: Status::Sif.into(),
-        manifest_digest: opened.manifest.to_string(),
-        reference: opened.reference.to_string(),
-        path: wire::display_path(&opened.path),
-    }
-}
-
 /// Tells a client that its user has too many connections.
 pub fn refuse_busy(socket: &UnixStream) {
     // It may have gone already, and we are busy.
-    let _ = scm::send(socket, &of_status(Status::Busy).encode_to_vec(), None);
+    let _ = scm::send(socket, &of_status(Status::Busy).encode_to_vec(), &[]);
 }
 
 async fn reply(socket: &UnixStream, reply: &OpenReply, opened: Option<&Opened>, patience: Duration) -> io::Result<()> {
     let bytes = reply.encode_to_vec();
-    let send =
-        socket.async_io(Interest::WRITABLE, || scm::send(socket, &bytes, opened.map(|opened| opened.file.as_fd())));
+    let file = opened.map(|opened| opened.file.as_fd());
+    let mount = opened.and_then(|opened| opened.mount.as_ref()).map(|mount| mount.as_fd());
+    let fds: Vec<_> = file.into_iter().chain(mount).collect();
+    let send = socket.async_io(Interest::WRITABLE, || scm::send(socket, &bytes, &fds));
     timeout(patience, send).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

@@ -4,8 +4,9 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use sctl_common::{ErrorKind, Platform, Reference};
 use sctl_engine::{
-    CacheCleaned, CacheEntry, CacheInfo, EntryKind, Failure, NoticeLevel, OpenTarget, PullEvent, PullJob, Stage,
-    Ticket,
+    CacheCleaned, CacheEntry, CacheInfo, EntryKind, Failure, MountWish, NoticeLevel, OpenTarget, Opened, PullEvent,
+    PullJob, Stage, Ticket,
+    cache::ImageKey,
     registry::{Credentials, Secret},
 };
 use sctl_proto::{FailureDetail, v1};
@@ -70,13 +71,38 @@ fn credentials(message: v1::Credentials) -> Result<Credentials, Failure> {
 }
 
 /// Checks a request of mount.sock; `None` if it says nothing.
-pub fn open_target(request: v1::OpenRequest) -> Option<OpenTarget> {
-    match request.what? {
-        v1::open_request::What::Ticket(bytes) => Some(OpenTarget::Ticket(Ticket(bytes.as_slice().try_into().ok()?))),
-        v1::open_request::What::Image(image) => Some(OpenTarget::Image {
+pub fn open_request(request: v1::OpenRequest) -> Option<(OpenTarget, MountWish)> {
+    use v1::open_request::What;
+    let wish = match v1::MountWish::try_from(request.mount).ok()? {
+        v1::MountWish::Unspecified => MountWish::None,
+        v1::MountWish::Shared => MountWish::Shared,
+        v1::MountWish::Private => MountWish::Private,
+    };
+    let target = match request.what? {
+        What::Ticket(bytes) => OpenTarget::Ticket(Ticket(bytes.as_slice().try_into().ok()?)),
+        What::Image(image) => OpenTarget::Image {
             reference: Reference::parse(&image.reference).ok()?,
             platform: platform(&image.platform).ok()?,
-        }),
+        },
+        What::Delivered(delivered) => OpenTarget::Delivered {
+            reference: Reference::parse(&delivered.reference).ok()?,
+            platform: platform(&delivered.platform).ok()?,
+            key: ImageKey::parse(&delivered.image_key)?,
+        },
+    };
+    Some((target, wish))
+}
+
+/// The answer that goes with an open SIF.
+pub fn open_reply(opened: &Opened) -> v1::OpenReply {
+    v1::OpenReply {
+        status: v1::open_reply::Status::Sif.into(),
+        manifest_digest: opened.manifest.to_string(),
+        reference: opened.reference.to_string(),
+        path: display_path(&opened.path),
+        mounted: opened.mount.is_some(),
+        no_mount: opened.no_mount.clone().unwrap_or_default(),
+        image_key: opened.key.map(|key| key.to_string()).unwrap_or_default(),
     }
 }
 
@@ -130,7 +156,7 @@ pub fn pull_event(event: PullEvent) -> v1::PullEvent {
             .into(),
             text: notice.text,
         }),
-        PullEvent::Done { ticket, manifest, size, fetched_bytes, reused_bytes, path, image_cached } => {
+        PullEvent::Done { ticket, manifest, size, fetched_bytes, reused_bytes, path, image_cached, key } => {
             Kind::Done(Done {
                 ticket: ticket.0.to_vec(),
                 manifest_digest: manifest.to_string(),
@@ -139,6 +165,7 @@ pub fn pull_event(event: PullEvent) -> v1::PullEvent {
                 reused_bytes,
                 path: display_path(&path),
                 image_cached,
+                image_key: key.map(|key| key.to_string()).unwrap_or_default(),
             })
         }
     };
@@ -229,15 +256,26 @@ mod tests {
     #[test]
     fn open_requests_are_whole_or_nothing() {
         use v1::open_request::What;
-        let ticket = |len: usize| open_target(v1::OpenRequest { what: Some(What::Ticket(vec![1; len])) });
+        let request = |what: Option<What>, mount: i32| open_request(v1::OpenRequest { what, mount });
+        let ticket = |len: usize| request(Some(What::Ticket(vec![1; len])), 0);
         assert!(ticket(16).is_some());
         assert!(ticket(15).is_none() && ticket(17).is_none() && ticket(0).is_none());
-        assert!(open_target(v1::OpenRequest { what: None }).is_none());
+        assert!(request(None, 0).is_none());
         let image = |reference: &str| {
             let image = v1::ImageRequest { reference: reference.to_owned(), platform: String::new() };
-            open_target(v1::OpenRequest { what: Some(What::Image(image)) })
+            request(Some(What::Image(image)), 0)
         };
         assert!(image("ubuntu").is_some());
         assert!(image("").is_none());
+        let wish = |mount| request(Some(What::Ticket(vec![1; 16])), mount).map(|(_, wish)| wish);
+        assert_eq!([wish(0), wish(1), wish(2)], [MountWish::None, MountWish::Shared, MountWish::Private].map(Some));
+        assert!(wish(3).is_none() && wish(-1).is_none());
+        let delivered = |key: &str| {
+            let reference = "ubuntu".to_owned();
+            let delivered = v1::DeliveredRequest { reference, platform: String::new(), image_key: key.to_owned() };
+            request(Some(What::Delivered(delivered)), 1)
+        };
+        assert!(delivered(&"0f".repeat(32)).is_some());
+        assert!(delivered("").is_none() && delivered("../../x").is_none() && delivered(&"0F".repeat(32)).is_none());
     }
 }

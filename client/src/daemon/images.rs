@@ -51,11 +51,11 @@ impl Daemon<'_> {
         let socket = self.packets()?;
         let failed = |error: std::io::Error| unable().cause(reason(&error));
         scm::set_timeout(&socket, PATIENCE).map_err(failed)?;
-        let request = OpenRequest { what: Some(what) }.encode_to_vec();
+        let request = OpenRequest { what: Some(what), ..OpenRequest::default() }.encode_to_vec();
         if request.len() > MAX_OPEN_MESSAGE {
             return Err(unable().cause("the reference is too long"));
         }
-        scm::send(&socket, &request, None).map_err(failed)?;
+        scm::send(&socket, &request, &[]).map_err(failed)?;
         let mut buffer = vec![0; MAX_OPEN_MESSAGE + 1];
         let received = scm::recv(&socket, &mut buffer).map_err(failed)?;
         if received.len == 0 && received.fds.is_empty() {

@@ -29,6 +29,9 @@ pub const MAX_SOCKET_PATH: usize = 107;
 /// Most descriptors that one [`recv`] accepts; the kernel closes the rest.
 const MAX_FDS: usize = 8;
 
+/// Most descriptors that one [`send`] takes.
+const MAX_SENT: usize = 2;
+
 /// One packet as it arrived.
 #[derive(Debug)]
 pub struct Received {
@@ -153,18 +156,17 @@ pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     Ok(Received { len: message.bytes.min(buffer.len()), truncated, fds })
 }
 
-/// Sends one packet, with one descriptor if `fd` is given.
+/// Sends one packet with `fds`, two at most.
 ///
 /// # Errors
-/// As `sendmsg(2)`; `BrokenPipe` (never a signal) if the peer has gone.
-pub fn send(socket: impl AsFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// As `sendmsg(2)`; `BrokenPipe` (never a signal) if the peer has gone;
+/// `InvalidInput` for more descriptors.
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = fd.map(|fd| [fd]);
-    if let Some(fds) = &fds
-        && !control.push(SendAncillaryMessage::ScmRights(fds))
-    {
-        return Err(io::Error::other("no room for one descriptor"));
+    // The buffer may have room for more than it was measured for.
+    if fds.len() > MAX_SENT || (!fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds))) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
     }
     loop {
         let iov = &[io::IoSlice::new(bytes)];
@@ -190,7 +192,7 @@ mod tests {
     fn a_packet_and_its_descriptor_arrive_together() {
         let (left, right) = pair(Blocking::Yes).unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        send(&left, b"take this", Some(writer.as_fd())).unwrap();
+        send(&left, b"take this", &[writer.as_fd()]).unwrap();
         drop(writer);
         let mut buffer = [0; 64];
         let received = recv(&right, &mut buffer).unwrap();
@@ -207,8 +209,8 @@ mod tests {
     #[test]
     fn oversized_packets_are_told() {
         let (left, right) = pair(Blocking::Yes).unwrap();
-        send(&left, &[7; 100], None).unwrap();
-        send(&left, &[8; 10], None).unwrap();
+        send(&left, &[7; 100], &[]).unwrap();
+        send(&left, &[8; 10], &[]).unwrap();
         let mut buffer = [0; 16];
         let first = recv(&right, &mut buffer).unwrap();
         assert!(first.truncated);
@@ -222,17 +224,30 @@ mod tests {
     fn descriptors_nobody_takes_are_closed() {
         let (left, right) = pair(Blocking::Yes).unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
-        send(&left, b"!", Some(writer.as_fd())).unwrap();
+        send(&left, b"!", &[writer.as_fd()]).unwrap();
         drop(writer);
         drop(recv(&right, &mut [0; 4]).unwrap());
         assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "the last write end is gone");
     }
 
     #[test]
+    fn two_descriptors_arrive_in_their_order_and_three_are_not_sent() {
+        let (left, right) = pair(Blocking::Yes).unwrap();
+        let (file, folder) = (std::fs::File::open("/dev/null").unwrap(), std::fs::File::open("/").unwrap());
+        send(&left, b"x", &[file.as_fd(), folder.as_fd()]).unwrap();
+        let fds = recv(&right, &mut [0; 4]).unwrap().fds;
+        let folders: Vec<bool> =
+            fds.into_iter().map(|fd| std::fs::File::from(fd).metadata().unwrap().is_dir()).collect();
+        assert_eq!(folders, [false, true]);
+        let error = send(&left, b"x", &[file.as_fd(); 3]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
     fn a_gone_peer_is_an_error_and_not_a_signal() {
         let (left, right) = pair(Blocking::Yes).unwrap();
         drop(right);
-        assert_eq!(send(&left, b"x", None).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(send(&left, b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

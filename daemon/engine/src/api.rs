@@ -3,19 +3,21 @@
 //! Front doors turn wire types into these words and back; they know who is
 //! calling from the socket and from nothing else.
 
-use std::{fmt, fs::File, path::PathBuf};
+use std::{fmt, fs::File, os::fd::OwnedFd, path::PathBuf};
 
 use sctl_common::{Compression, Digest, Platform, Reference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::{Failure, registry::Credentials};
+use crate::{Failure, cache::ImageKey, registry::Credentials};
 
 /// Who is calling, as the kernel told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
     /// Effective user id when it connected.
     pub uid: u32,
+    /// Effective group id when it connected.
+    pub gid: u32,
     /// May inspect and change everything.
     pub admin: bool,
 }
@@ -130,6 +132,8 @@ pub enum PullEvent {
         path: PathBuf,
         /// The image itself was in the cache.
         image_cached: bool,
+        /// Names the image in the cache, if it is kept there.
+        key: Option<ImageKey>,
     },
 }
 
@@ -159,6 +163,28 @@ pub enum OpenTarget {
         /// For which platform.
         platform: Platform,
     },
+    /// An image of which the caller holds an unchanged copy: no lease needed,
+    /// but a right to it.
+    Delivered {
+        /// What the copy was pulled by.
+        reference: Reference,
+        /// For which platform.
+        platform: Platform,
+        /// Names it in the cache.
+        key: ImageKey,
+    },
+}
+
+/// What is to come with an open SIF.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MountWish {
+    /// Nothing.
+    None,
+    /// A mount whose superblock all users share; its ids are nobody's.
+    Shared,
+    /// A mount whose superblock is the caller's own; the image's id 0 is the
+    /// caller.
+    Private,
 }
 
 /// An open SIF, to be handed to the caller.
@@ -172,6 +198,19 @@ pub struct Opened {
     pub reference: Reference,
     /// Path of the SIF in the cache, for display.
     pub path: PathBuf,
+    /// Names the image in the cache, if it is kept there.
+    pub key: Option<ImageKey>,
+    /// A detached mount of the image, checked and locked.
+    pub mount: Option<OwnedFd>,
+    /// Why there is none although one was wished for; says nothing of others.
+    pub no_mount: Option<String>,
+}
+
+impl Opened {
+    /// A SIF and no mount.
+    pub fn new(file: File, manifest: Digest, reference: Reference, path: PathBuf) -> Self {
+        Self { file, manifest, reference, path, key: None, mount: None, no_mount: None }
+    }
 }
 
 /// Kind of a cache entry.
@@ -256,9 +295,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Starts a pull, or joins an equal one.
     fn pull(&self, caller: Caller, job: PullJob) -> PullEvents;
 
-    /// Opens a SIF for a caller. `None` answers "not there", "no lease" and
-    /// "not yours" alike.
-    fn open(&self, caller: Caller, target: OpenTarget) -> impl Future<Output = Option<Opened>> + Send;
+    /// Opens a SIF for a caller, with a mount of it if one is wished for and
+    /// can be had. `None` answers "not there", "no lease" and "not yours"
+    /// alike.
+    fn open(&self, caller: Caller, target: OpenTarget, wish: MountWish) -> impl Future<Output = Option<Opened>> + Send;
 
     /// Lists the entries that the caller may see.
     fn cache_list(&self, caller: Caller) -> impl Future<Output = Result<Vec<CacheEntry>, Failure>> + Send;

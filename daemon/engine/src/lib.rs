@@ -16,8 +16,8 @@ mod pull;
 pub mod registry;
 
 pub use api::{
-    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, Notice, NoticeLevel, OpenTarget, Opened, PullEvent,
-    PullEvents, PullJob, ResolvedLayer, Stage, Ticket,
+    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, MountWish, Notice, NoticeLevel, OpenTarget, Opened,
+    PullEvent, PullEvents, PullJob, ResolvedLayer, Stage, Ticket,
 };
 pub use failure::{Failure, is_no_space};
 pub use pull::{Broker, BrokerOptions, JobUser, Network};

@@ -12,8 +12,8 @@ use std::{
 use sctl_common::{Digest, ErrorKind, Reference};
 use sctl_daemon::{Config, Ended, Mode, ServerOptions, Settings, Sockets, serve};
 use sctl_engine::{
-    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, Failure, OpenTarget, Opened, PullEvent, PullEvents, PullJob,
-    Ticket,
+    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, Failure, MountWish, OpenTarget, Opened, PullEvent, PullEvents,
+    PullJob, Ticket,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -66,7 +66,7 @@ impl Engine for Fake {
         receiver
     }
 
-    async fn open(&self, caller: Caller, target: OpenTarget) -> Option<Opened> {
+    async fn open(&self, caller: Caller, target: OpenTarget, wish: MountWish) -> Option<Opened> {
         self.called(caller, "open");
         if target != OpenTarget::Ticket(TICKET) {
             return None;
@@ -76,7 +76,11 @@ impl Engine for Fake {
         let file = File::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let reference = Reference::parse("registry.example/image:1").unwrap();
-        Some(Opened { file, manifest: Digest::of(b"manifest"), reference, path })
+        let mut opened = Opened::new(file, Digest::of(b"manifest"), reference, path);
+        if wish != MountWish::None {
+            opened.no_mount = Some("there are none here".to_owned());
+        }
+        Some(opened)
     }
 
     async fn cache_list(&self, caller: Caller) -> Result<Vec<CacheEntry>, Failure> {
@@ -99,7 +103,7 @@ impl Engine for Fake {
     }
 
     async fn shutdown(&self, deadline: Duration) {
-        self.called(Caller { uid: 0, admin: true }, format!("shutdown {}", deadline.as_secs()));
+        self.called(Caller { uid: 0, gid: 0, admin: true }, format!("shutdown {}", deadline.as_secs()));
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use prost::Message as _;
-use sctl_proto::v1::{ImageRequest, OpenReply, OpenRequest, open_reply::Status, open_request::What};
+use sctl_proto::v1::{ImageRequest, MountWish, OpenReply, OpenRequest, open_reply::Status, open_request::What};
 use sctl_sys::scm;
 
 use super::fake::{CONTENT, Fake, Served, TICKET};
@@ -18,8 +18,12 @@ fn connect(served: &Served) -> OwnedFd {
     socket
 }
 
+fn request(what: Option<What>) -> Vec<u8> {
+    OpenRequest { what, ..OpenRequest::default() }.encode_to_vec()
+}
+
 fn ticket(bytes: &[u8]) -> Vec<u8> {
-    OpenRequest { what: Some(What::Ticket(bytes.to_vec())) }.encode_to_vec()
+    request(Some(What::Ticket(bytes.to_vec())))
 }
 
 fn answer(socket: &OwnedFd) -> Option<(OpenReply, Vec<OwnedFd>)> {
@@ -37,7 +41,7 @@ fn a_ticket_brings_a_read_only_descriptor() {
     let socket = connect(&served);
     // Several requests may follow each other on one connection.
     for _ in 0..2 {
-        scm::send(&socket, &ticket(&TICKET.0), None).unwrap();
+        scm::send(&socket, &ticket(&TICKET.0), &[]).unwrap();
         let (reply, fds) = answer(&socket).unwrap();
         assert_eq!(reply.status(), Status::Sif);
         assert_eq!(reply.reference, "registry.example/image:1");
@@ -51,13 +55,26 @@ fn a_ticket_brings_a_read_only_descriptor() {
 }
 
 #[test]
+fn a_wish_that_cannot_be_granted_is_answered_with_a_reason() {
+    let served = Served::start(Fake::default(), None);
+    let socket = connect(&served);
+    for wish in [MountWish::Unspecified, MountWish::Shared, MountWish::Private] {
+        let what = Some(What::Ticket(TICKET.0.to_vec()));
+        scm::send(&socket, &OpenRequest { what, mount: wish.into() }.encode_to_vec(), &[]).unwrap();
+        let (reply, fds) = answer(&socket).unwrap();
+        assert_eq!((reply.status(), reply.mounted, fds.len()), (Status::Sif, false, 1), "{wish:?}");
+        assert_eq!(reply.no_mount.is_empty(), wish == MountWish::Unspecified, "{wish:?}");
+    }
+}
+
+#[test]
 fn what_is_not_available_has_one_answer() {
     let served = Served::start(Fake::default(), None);
     let socket = connect(&served);
     let image = ImageRequest { reference: "ubuntu".to_owned(), platform: String::new() };
-    let image = OpenRequest { what: Some(What::Image(image)) }.encode_to_vec();
+    let image = request(Some(What::Image(image)));
     for message in [ticket(&[1; 16]), image] {
-        scm::send(&socket, &message, None).unwrap();
+        scm::send(&socket, &message, &[]).unwrap();
         let (reply, fds) = answer(&socket).unwrap();
         let expected = OpenReply { status: Status::NotAvailable.into(), ..OpenReply::default() };
         assert_eq!((reply, fds.len()), (expected, 0));
@@ -70,15 +87,15 @@ fn nonsense_is_refused_and_ends_the_connection() {
     let unnamed = ImageRequest { reference: "NOT valid".to_owned(), platform: String::new() };
     let cases: [(&str, Vec<u8>); 6] = [
         ("garbage", vec![0xff; 100]),
-        ("no target", OpenRequest { what: None }.encode_to_vec().into_iter().chain([0x78, 1]).collect()),
+        ("no target", request(None).into_iter().chain([0x78, 1]).collect()),
         ("short ticket", ticket(&[1; 3])),
-        ("bad reference", OpenRequest { what: Some(What::Image(unnamed)) }.encode_to_vec()),
+        ("bad reference", request(Some(What::Image(unnamed)))),
         ("one byte too long", ticket(&vec![1; sctl_proto::MAX_OPEN_MESSAGE - 2])),
         ("far too long", vec![0; 100 << 10]),
     ];
     for (name, message) in cases {
         let socket = connect(&served);
-        scm::send(&socket, &message, None).unwrap();
+        scm::send(&socket, &message, &[]).unwrap();
         let (reply, fds) = answer(&socket).unwrap_or_else(|| panic!("{name}: no answer"));
         assert_eq!((reply.status(), fds.len()), (Status::BadRequest, 0), "{name}");
         assert!(answer(&socket).is_none(), "{name}: the connection is open");
@@ -91,7 +108,7 @@ fn unsolicited_descriptors_are_closed_and_refused() {
     let served = Served::start(Fake::default(), None);
     let socket = connect(&served);
     let (mut reader, writer) = std::io::pipe().unwrap();
-    scm::send(&socket, &ticket(&TICKET.0), Some(writer.as_fd())).unwrap();
+    scm::send(&socket, &ticket(&TICKET.0), &[writer.as_fd()]).unwrap();
     drop(writer);
     assert_eq!(answer(&socket).unwrap().0.status(), Status::BadRequest);
     assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the daemon does not keep it");
@@ -117,7 +134,7 @@ fn one_user_has_so_many_connections() {
     drop(held);
     super::fake::wait_until("others are gone", || {
         let socket = connect(&served);
-        scm::send(&socket, &ticket(&TICKET.0), None).is_ok()
+        scm::send(&socket, &ticket(&TICKET.0), &[]).is_ok()
             && answer(&socket).is_some_and(|(reply, _)| reply.status() == Status::Sif)
     });
 }

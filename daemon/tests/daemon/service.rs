@@ -18,6 +18,7 @@ fn done() -> PullEvent {
         reused_bytes: 4,
         path: "/cache/x.sif".into(),
         image_cached: false,
+        key: None,
     }
 }
 

@@ -71,6 +71,11 @@ impl ImageKey {
         Self(Digest::of(text.as_bytes()))
     }
 
+    /// Reads what [`Display`](fmt::Display) writes: 64 lower-case hex digits.
+    pub fn parse(hex: &str) -> Option<Self> {
+        format!("sha256:{hex}").parse().ok().map(Self)
+    }
+
     /// The digest itself.
     pub const fn digest(&self) -> &Digest {
         &self.0
@@ -353,6 +358,15 @@ mod tests {
             ImageKey::new(&format!("docker://a/b\n{one}"), &one, "p"),
         ];
         assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+    }
+
+    #[test]
+    fn keys_are_read_as_they_are_written() {
+        let key = ImageKey::new("h/r", &Digest::of(b"a"), "p");
+        assert_eq!(ImageKey::parse(&key.to_string()), Some(key));
+        for wrong in ["", "00", &key.to_string().to_uppercase(), &format!("{key}0"), &format!("sha256:{key}")] {
+            assert_eq!(ImageKey::parse(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

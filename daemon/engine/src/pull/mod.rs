@@ -49,7 +49,8 @@ use self::{
     tickets::Tickets,
 };
 use crate::{
-    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, Failure, OpenTarget, Opened, PullEvents, PullJob,
+    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, Failure, MountWish, OpenTarget, Opened, PullEvents,
+    PullJob,
     cache::{Cache, CacheError, CacheMode, CacheOptions, EntryId, EntryInfo, Grant, Viewer},
     job::{
         process::Launcher,
@@ -212,6 +213,37 @@ impl Inner {
         }
     }
 
+    /// Finds and opens what a caller has a right to.
+    async fn open(self: &Arc<Self>, caller: Caller, target: OpenTarget) -> Option<Opened> {
+        let (reference, platform) = match target {
+            OpenTarget::Ticket(ticket) => return self.tickets.redeem(caller.uid, &ticket),
+            OpenTarget::Image { reference, platform } => (reference, platform),
+            OpenTarget::Delivered { .. } => return None,
+        };
+        let inner = Arc::clone(self);
+        let open = move || -> Result<Option<Opened>, CacheError> {
+            let Some(lease) = inner.cache.lease(caller.uid, &reference.to_string(), &platform) else {
+                return Ok(None);
+            };
+            let image = inner.cache.find_image(&lease.key)?;
+            Ok(image.map(|image| {
+                let path = inner.cache.image_path(&lease.key);
+                Opened { key: Some(lease.key), ..Opened::new(image.file, lease.manifest, reference, path) }
+            }))
+        };
+        match tokio::task::spawn_blocking(open).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => {
+                warn!(caller.uid, error = %Failure::from(error), "cannot open an image");
+                None
+            }
+            Err(error) => {
+                warn!(caller.uid, %error, "cannot open an image");
+                None
+            }
+        }
+    }
+
     fn access(&self, credentials: &Credentials, session: Option<Session>, insecure: bool) -> Access {
         Access {
             credentials: credentials.clone(),
@@ -292,36 +324,14 @@ impl Engine for Broker {
         receiver
     }
 
-    async fn open(&self, caller: Caller, target: OpenTarget) -> Option<Opened> {
-        match target {
-            OpenTarget::Ticket(ticket) => self.inner.tickets.redeem(caller.uid, &ticket),
-            OpenTarget::Image { reference, platform } => {
-                let inner = Arc::clone(&self.inner);
-                let open = move || -> Result<Option<Opened>, CacheError> {
-                    let Some(lease) = inner.cache.lease(caller.uid, &reference.to_string(), &platform) else {
-                        return Ok(None);
-                    };
-                    let image = inner.cache.find_image(&lease.key)?;
-                    Ok(image.map(|image| Opened {
-                        file: image.file,
-                        manifest: lease.manifest,
-                        reference,
-                        path: inner.cache.image_path(&lease.key),
-                    }))
-                };
-                match tokio::task::spawn_blocking(open).await {
-                    Ok(Ok(opened)) => opened,
-                    Ok(Err(error)) => {
-                        warn!(caller.uid, error = %Failure::from(error), "cannot open an image");
-                        None
-                    }
-                    Err(error) => {
-                        warn!(caller.uid, %error, "cannot open an image");
-                        None
-                    }
-                }
+    async fn open(&self, caller: Caller, target: OpenTarget, wish: MountWish) -> Option<Opened> {
+        let opened = self.inner.open(caller, target).await;
+        opened.map(|mut opened| {
+            if wish != MountWish::None {
+                opened.no_mount = Some("this daemon makes no kernel mounts".to_owned());
             }
-        }
+            opened
+        })
     }
 
     async fn cache_list(&self, caller: Caller) -> Result<Vec<CacheEntry>, Failure> {

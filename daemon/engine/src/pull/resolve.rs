@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_nobody_vouches_for_is_for_its_caller_alone() {
-        let caller = Caller { uid: 7, admin: false };
+        let caller = Caller { uid: 7, gid: 7, admin: false };
         let password = Credentials::Basic { username: "u".to_owned(), password: Secret::new("p".to_owned()) };
         let own = Grant::Uid(7);
         for (reference, insecure, origin_then, grant) in [

@@ -192,7 +192,9 @@ async fn done(
         earn(inner, job, grant, key, manifest).await?;
     }
     let path = if outcome.private { PathBuf::new() } else { inner.cache.image_path(&key) };
-    let opened = Opened { file: outcome.file, manifest, reference: job.reference.clone(), path: path.clone() };
+    let mut opened = Opened::new(outcome.file, manifest, job.reference.clone(), path.clone());
+    opened.key = (!outcome.private).then_some(key);
+    let kept = opened.key;
     let ticket = inner.tickets.issue(caller.uid, opened)?;
     let expiring = Arc::downgrade(inner);
     tokio::spawn(async move {
@@ -203,7 +205,7 @@ async fn done(
     });
     let Outcome { size, fetched_bytes, reused_bytes, image_cached, .. } = outcome;
     info!(%manifest, ?grant, fetched_bytes, reused_bytes, image_cached, "image granted");
-    Ok(PullEvent::Done { ticket, manifest, size, fetched_bytes, reused_bytes, path, image_cached })
+    Ok(PullEvent::Done { ticket, manifest, size, fetched_bytes, reused_bytes, path, image_cached, key: kept })
 }
 
 async fn earn(

@@ -86,12 +86,12 @@ mod tests {
     use super::*;
 
     fn opened() -> Opened {
-        Opened {
-            file: std::fs::File::open("/dev/null").unwrap(),
-            manifest: Digest::of(b""),
-            reference: Reference::parse("a").unwrap(),
-            path: "/x".into(),
-        }
+        Opened::new(
+            std::fs::File::open("/dev/null").unwrap(),
+            Digest::of(b""),
+            Reference::parse("a").unwrap(),
+            "/x".into(),
+        )
     }
 
     #[test]
