@@ -176,7 +176,7 @@ impl Cache {
                     need_bytes,
                     free_bytes: space.free_bytes,
                     total_bytes: space.total_bytes,
-                    min_free_percent: inner.min_free_percent,
+                    min_free_percent: inner.min_free_percent.load(Ordering::Relaxed),
                 });
             }
             // Of a collection that was not made, what it would have left.
@@ -212,7 +212,8 @@ impl Inner {
     }
 
     fn missing_bytes(&self, wanted: u64, space: Space) -> u64 {
-        let must_stay = (u128::from(space.total_bytes) * u128::from(self.min_free_percent) / 100) as u64;
+        let percent = self.min_free_percent.load(Ordering::Relaxed);
+        let must_stay = (u128::from(space.total_bytes) * u128::from(percent) / 100) as u64;
         must_stay.saturating_add(wanted).saturating_sub(space.free_bytes)
     }
 

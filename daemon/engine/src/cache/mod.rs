@@ -35,7 +35,10 @@ use std::{
     fmt,
     fs::File,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
@@ -133,9 +136,9 @@ struct Inner {
     dirs: dirs::Dirs,
     id: HostId,
     mode: CacheMode,
-    min_free_percent: u8,
+    min_free_percent: AtomicU8,
     quota_bytes: Option<u64>,
-    keep_blobs: bool,
+    keep_blobs: AtomicBool,
     verify: Option<Arc<Verify>>,
     /// Held while sidecars change.
     publishing: Mutex<()>,
@@ -183,9 +186,9 @@ impl Cache {
             dirs,
             id,
             mode: options.mode,
-            min_free_percent: options.min_free_percent.min(100),
+            min_free_percent: AtomicU8::new(options.min_free_percent.min(100)),
             quota_bytes: options.quota_bytes,
-            keep_blobs: options.keep_blobs,
+            keep_blobs: AtomicBool::new(options.keep_blobs),
             verify: options.verify,
             publishing: Mutex::new(()),
             held: Mutex::default(),
@@ -216,7 +219,22 @@ impl Cache {
 
     /// Says whether layer blobs are to be kept when they have been packed.
     pub fn keep_blobs(&self) -> bool {
-        self.inner.keep_blobs
+        self.inner.keep_blobs.load(Ordering::Relaxed)
+    }
+
+    /// Changes what must stay free of the disk, and whether layer blobs are
+    /// kept; what is there already stays.
+    pub fn adjust(&self, min_free_percent: u8, keep_blobs: bool) {
+        self.inner.min_free_percent.store(min_free_percent.min(100), Ordering::Relaxed);
+        self.inner.keep_blobs.store(keep_blobs, Ordering::Relaxed);
+    }
+
+    /// Returns when everything that others wait for could be had: a daemon
+    /// in which that takes for ever is stuck.
+    pub fn answer(&self) {
+        drop(self.inner.publishing());
+        drop(self.inner.held.lock().unwrap_or_else(PoisonError::into_inner));
+        self.inner.state.answer();
     }
 
     /// Waits until all entries published so far are durable and the database

@@ -95,6 +95,11 @@ impl State {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns when the tables can be had.
+    pub(super) fn answer(&self) {
+        drop(self.tables());
+    }
+
     /// Says that an entry has been used now.
     pub(super) fn touch(&self, id: EntryId) {
         let mut tables = self.tables();

@@ -99,14 +99,14 @@ pub(super) async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Res
     }
     let all_bytes = spec.plan.layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.source.size));
     // A pack is about as large as its blob, and the SIF as all packs.
-    let copies = if inner.options.keep_blobs && spec.private.is_none() { 2 } else { 1 };
+    let copies = if inner.options().keep_blobs && spec.private.is_none() { 2 } else { 1 };
     let need_bytes = missing_bytes.saturating_mul(copies).saturating_add(all_bytes);
     let mut reservation = inner.with_cache(move |cache| cache.check_space(need_bytes, &|_| false)).await?;
 
     let layers = try_join_all(spec.layers().map(|layer| layer::get(&inner, layer, &board))).await?;
     reservation.set_remaining(all_bytes);
     let tar_bytes = layers.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.tar_bytes));
-    let limit = inner.options.limits.max_image_bytes;
+    let limit = inner.options().limits.max_image_bytes;
     if tar_bytes > limit {
         return Err(Failure::new(
             ErrorKind::LimitExceeded,
@@ -146,8 +146,8 @@ async fn assemble(
         manifest: manifest.digest,
         config: Base64(spec.plan.config.clone()),
         profile: spec.profile,
-        limits: inner.options.limits,
-        threads: inner.options.job_threads(),
+        limits: inner.options().limits,
+        threads: inner.options().job_threads(),
     }));
     let mut process = inner.launcher.start("that assembles the image".to_owned(), &start, fds).await?;
     let size = loop {

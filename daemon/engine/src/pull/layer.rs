@@ -101,7 +101,7 @@ async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Result<Arc<Don
     if let Some(done) = find(&inner, &spec).await? {
         return Ok(Arc::new(done));
     }
-    let keep_blob = inner.options.keep_blobs && spec.private.is_none();
+    let keep_blob = inner.options().keep_blobs && spec.private.is_none();
     let (pack, blob) = inner
         .with_cache(move |cache| {
             let blob = if keep_blob { Some(cache.stage(StageKind::Blob)?) } else { None };
@@ -119,13 +119,13 @@ async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Result<Arc<Don
         source: spec.plan.source.clone(),
         diff_id: spec.plan.diff_id,
         profile: spec.profile,
-        limits: inner.options.limits,
-        threads: inner.options.job_threads(),
+        limits: inner.options().limits,
+        threads: inner.options().job_threads(),
         keep_blob,
     }));
     let (at, of) = spec.position;
     let mut process = inner.launcher.start(format!("that packs layer {at} of {of}"), &start, fds).await?;
-    let rate = Rate::new(inner.options.min_bytes_per_second, spec.plan.source.size);
+    let rate = Rate::new(inner.options().min_bytes_per_second, spec.plan.source.size);
     let tar_bytes = loop {
         let report = tokio::select! {
             report = process.next() => report?,

@@ -16,6 +16,7 @@ mod delivered;
 mod flight;
 mod image;
 mod layer;
+mod live;
 mod options;
 mod rate;
 mod resolve;
@@ -45,6 +46,7 @@ use self::{
     board::{Board, Informer},
     delivered::Delivered,
     flight::Flights,
+    live::Live,
     slots::Slots,
     tickets::Tickets,
 };
@@ -52,10 +54,7 @@ use crate::{
     CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, Failure, MountWish, OpenTarget, Opened, PullEvents,
     PullJob,
     cache::{Cache, CacheError, CacheMode, CacheOptions, EntryId, EntryInfo, Grant, Viewer},
-    job::{
-        process::Launcher,
-        protocol::{Access, Base64},
-    },
+    job::{process::Launcher, protocol::Access},
     registry::{Credentials, Session},
 };
 
@@ -85,8 +84,7 @@ pub struct Broker {
 
 #[derive(Debug)]
 struct Inner {
-    options: BrokerOptions,
-    ca_pem: Vec<Base64>,
+    live: Live,
     cache: Cache,
     launcher: Launcher,
     resolves: Arc<Flights<resolve::Key, Board, Arc<resolve::Resolution>>>,
@@ -116,12 +114,7 @@ impl Broker {
     /// # Errors
     /// If the cache or a certificate file cannot be used.
     pub fn open(options: BrokerOptions) -> Result<Self, Failure> {
-        let mut ca_pem = Vec::new();
-        for path in &options.network.ca_files {
-            let pem = std::fs::read(path)
-                .map_err(|error| Failure::io(format!("cannot read the certificates in {}", path.display()), &error))?;
-            ca_pem.push(Base64(pem));
-        }
+        let live = Live::new(options.clone())?;
         let mode = if options.user_mode { CacheMode::User } else { CacheMode::System };
         let cache_options = CacheOptions {
             min_free_percent: options.min_free_percent,
@@ -142,7 +135,7 @@ impl Broker {
             Launcher::new(identity).map_err(|error| Failure::io("cannot start the thread that starts jobs", &error))?;
         Ok(Self {
             inner: Arc::new(Inner {
-                ca_pem,
+                live,
                 cache,
                 launcher,
                 resolves: Arc::default(),
@@ -157,7 +150,6 @@ impl Broker {
                 pulls: Mutex::default(),
                 closing: AtomicBool::new(false),
                 ending: watch::channel(false).0,
-                options,
             }),
         })
     }
@@ -188,7 +180,7 @@ impl Inner {
         }
         let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
         let count = pulls.entry(caller.uid).or_default();
-        let limit = self.options.max_pulls_per_user;
+        let limit = self.options().max_pulls_per_user;
         if *count >= limit {
             return Err(Failure::new(ErrorKind::LimitExceeded, format!("{limit} pulls of yours are running"))
                 .hint("wait until some are done"));
@@ -245,21 +237,20 @@ impl Inner {
     }
 
     fn access(&self, credentials: &Credentials, session: Option<Session>, insecure: bool) -> Access {
+        let live = self.live.get();
         Access {
             credentials: credentials.clone(),
             session,
             insecure,
-            proxies: self.options.network.proxies.clone(),
-            extra_ca_pem: self.ca_pem.clone(),
-            max_manifest_bytes: self.options.limits.max_manifest_bytes,
+            proxies: live.options.network.proxies.clone(),
+            extra_ca_pem: live.ca_pem.clone(),
+            max_manifest_bytes: live.options.limits.max_manifest_bytes,
         }
     }
 
     fn profile(&self, job: &PullJob) -> Profile {
-        Profile {
-            compression: job.compression.unwrap_or(self.options.compression),
-            block_size: self.options.block_size,
-        }
+        let options = self.options();
+        Profile { compression: job.compression.unwrap_or(options.compression), block_size: options.block_size }
     }
 }
 

@@ -125,7 +125,7 @@ async fn ask(inner: &Arc<Inner>, job: PullJob, profile_id: &str, board: &Board) 
         reference: job.reference.clone(),
         platform: job.platform.clone(),
         access: inner.access(&job.credentials, None, job.insecure),
-        limits: inner.options.limits,
+        limits: inner.options().limits,
     }));
     let mut process = inner.launcher.start("that resolves the reference".to_owned(), &start, Vec::new()).await?;
     let Report::Manifest { manifest, config, config_size, layers, platform_known } = next(&mut process, board).await?
@@ -135,10 +135,10 @@ async fn ask(inner: &Arc<Inner>, job: PullJob, profile_id: &str, board: &Board) 
     // The job may be anybody's by now. What it says about a registry we must
     // take from it, but not what a digest names.
     check_digest("manifest", &manifest.digest, &manifest.bytes.0)?;
-    if layers.len() > inner.options.limits.max_layers as usize || !is_media_type(&manifest.media_type) {
+    if layers.len() > inner.options().limits.max_layers as usize || !is_media_type(&manifest.media_type) {
         return Err(process.unexpected());
     }
-    check_sizes(&layers, &inner.options.limits)?;
+    check_sizes(&layers, &inner.options().limits)?;
     let origin = origin(&job.reference, job.insecure);
     let key = ImageKey::new(&origin, &manifest.digest, profile_id);
     let platform = job.platform.clone();

@@ -218,6 +218,6 @@ async fn earn(
     let reference = job.reference.to_string();
     let name = reference.clone();
     inner.with_cache(move |cache| cache.add_image_grant(&key, grant, Some(&name))).await?;
-    inner.cache.put_lease(grant, &reference, &job.platform, key, manifest, inner.options.lease);
+    inner.cache.put_lease(grant, &reference, &job.platform, key, manifest, inner.options().lease);
     Ok(())
 }

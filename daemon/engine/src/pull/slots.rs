@@ -19,7 +19,9 @@ pub(super) struct Slots(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    free: usize,
+    count: usize,
+    /// More than `count` after it was lowered, until some fall free.
+    taken: usize,
     /// How many one user may hold even if nobody else wants any.
     per_user: usize,
     held: HashMap<u32, usize>,
@@ -44,12 +46,19 @@ pub(super) struct Slot {
 impl Slots {
     /// Places of which one user may hold `per_user`.
     pub(super) fn limited(count: usize, per_user: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: count, per_user, held: HashMap::new(), waiting: VecDeque::new() })))
+        Self(Arc::new(Mutex::new(State { count, taken: 0, per_user, held: HashMap::new(), waiting: VecDeque::new() })))
     }
 
     /// Places that one user alone may hold.
     pub(super) fn new(count: usize) -> Self {
         Self::limited(count, count)
+    }
+
+    /// Makes it `count` places, all of which one user may hold.
+    pub(super) fn resize(&self, count: usize) {
+        let mut state = self.state();
+        (state.count, state.per_user) = (count, count);
+        self.hand_out(&mut state);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -70,13 +79,13 @@ impl Slots {
 
     fn hand_out(&self, state: &mut State) {
         state.waiting.retain(|waiter| !waiter.turn.is_closed());
-        while state.free > 0 {
+        while state.taken < state.count {
             // Of several, the first, who has waited longest.
             let held = |waiter: &Waiter| state.held.get(&waiter.uid).copied().unwrap_or(0);
             let waiting = state.waiting.iter().enumerate().filter(|(_, waiter)| held(waiter) < state.per_user);
             let Some((at, _)) = waiting.min_by_key(|(_, waiter)| held(waiter)) else { return };
             let Some(Waiter { uid, turn }) = state.waiting.remove(at) else { return };
-            state.free -= 1;
+            state.taken += 1;
             *state.held.entry(uid).or_default() += 1;
             if let Err(mut unwanted) = turn.send(Slot { slots: Some(self.clone()), uid }) {
                 // It must not come back by itself, under the lock.
@@ -89,7 +98,7 @@ impl Slots {
 
 impl State {
     fn take_back(&mut self, uid: u32) {
-        self.free += 1;
+        self.taken -= 1;
         if let Some(count) = self.held.get_mut(&uid) {
             *count -= 1;
             if *count == 0 {
@@ -149,6 +158,23 @@ mod tests {
     }
 
     #[test]
+    fn places_come_and_go_while_some_are_held() {
+        let slots = Slots::new(2);
+        let take = |uid| slots.acquire(uid).now_or_never().transpose().unwrap();
+        let held = [take(1).unwrap(), take(1).unwrap()];
+        slots.resize(1);
+        let mut waiting = Box::pin(slots.acquire(2));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let [first, second] = held;
+        drop(first);
+        assert!(waiting.as_mut().now_or_never().is_none(), "one is still held, of one");
+        slots.resize(2);
+        let _waited = waiting.as_mut().now_or_never().expect("there are two again").unwrap();
+        drop(second);
+        assert!(take(3).is_some());
+    }
+
+    #[test]
     fn who_leaves_leaves_nothing_taken() {
         let slots = Slots::new(1);
         let held = slots.acquire(1).now_or_never().unwrap().unwrap();
@@ -157,11 +183,11 @@ mod tests {
             assert!(left.as_mut().now_or_never().is_none());
             // It is given the place and never looks.
             drop(held);
-            assert_eq!(slots.state().free, 0);
+            assert_eq!(slots.state().taken, 1);
         }
         assert!(slots.state().held.is_empty());
         let mut first = Box::pin(slots.acquire(3));
         assert!(first.as_mut().now_or_never().is_some_and(|slot| slot.is_ok()));
-        assert_eq!(slots.state().free, 1);
+        assert_eq!(slots.state().taken, 0);
     }
 }
