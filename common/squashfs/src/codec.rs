@@ -155,9 +155,10 @@ impl BlockCompressor {
                 Ok((status == flate2::Status::StreamEnd).then_some(encoder.total_out() as usize))
             }
             Encoder::Zstd(encoder) => {
-                out.resize(zstd::zstd_safe::compress_bound(block.len()), 0);
+                out.clear();
+                out.reserve(zstd::zstd_safe::compress_bound(block.len()));
                 encoder
-                    .compress_to_buffer(block, &mut out[..])
+                    .compress_to_buffer(block, out)
                     .map(Some)
                     .map_err(|source| CodecError::Compress { compressor: CompressorId::Zstd, source })
             }
