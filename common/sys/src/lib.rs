@@ -2,6 +2,7 @@
 pub mod caps;
 pub mod copy;
 pub mod lease;
+pub mod loopdev;
 pub mod mount;
 pub mod ns;
 pub mod openat;
@@ -9,3 +10,4 @@ pub mod peer;
 pub mod proc;
 pub mod scm;
 pub mod spawn;
+pub mod userns;

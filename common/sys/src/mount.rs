@@ -15,7 +15,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, StatxFlags},
+    fs::{AtFlags, CWD, StatxAttributes, StatxFlags},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
     },
@@ -66,6 +66,42 @@ pub fn make_everything_slave() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", flags)?)
 }
 
+/// A new file system whose contents are still being prepared.
+#[derive(Debug)]
+pub struct Fresh {
+    context: OwnedFd,
+    mount: OwnedFd,
+}
+
+impl Fresh {
+    /// Makes it; the arguments are those of [`new_filesystem`].
+    ///
+    /// # Privileges
+    /// # Errors
+    /// As for [`new_filesystem`].
+    pub fn new(kind: &CStr, options: &[(&CStr, Option<&CStr>)], attributes: MountAttributes) -> io::Result<Self> {
+        let (context, mount) = make_filesystem(kind, options, attributes)?;
+        Ok(Self { context, mount })
+    }
+
+    /// Makes the file system itself read-only, whatever mounts there will be
+    /// of it, and returns its detached mount.
+    ///
+    /// # Errors
+    /// As `fsconfig(2)`.
+    pub fn freeze(self) -> io::Result<OwnedFd> {
+        rustix::mount::fsconfig_set_flag(&self.context, c"ro")?;
+        rustix::mount::fsconfig_reconfigure(&self.context)?;
+        Ok(self.mount)
+    }
+}
+
+impl AsFd for Fresh {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
 /// Makes a new file system instance of `kind` and returns it as a detached
 /// mount. `options` are keys with a value, or flags with none.
 ///
@@ -80,6 +116,14 @@ pub fn new_filesystem(
     options: &[(&CStr, Option<&CStr>)],
     attributes: MountAttributes,
 ) -> io::Result<OwnedFd> {
+    make_filesystem(kind, options, attributes).map(|(_, mount)| mount)
+}
+
+fn make_filesystem(
+    kind: &CStr,
+    options: &[(&CStr, Option<&CStr>)],
+    attributes: MountAttributes,
+) -> io::Result<(OwnedFd, OwnedFd)> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         match value {
@@ -88,7 +132,21 @@ pub fn new_filesystem(
         }
     }
     rustix::mount::fsconfig_create(&context)?;
-    Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes.for_fsmount())?)
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes.for_fsmount())?;
+    Ok((context, mount))
+}
+
+/// Says whether the kernel can mount file systems of this kind; loads its
+/// module if there is one.
+///
+/// # Privileges
+/// `CAP_SYS_ADMIN` in the user namespace that owns the mount namespace.
+///
+/// # Errors
+/// `ENODEV` if it cannot.
+pub fn probe_filesystem(kind: &CStr) -> io::Result<()> {
+    rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    Ok(())
 }
 
 /// Clones the mount tree at `path` below `dir`, with all mounts beneath it, as
@@ -110,6 +168,22 @@ pub fn clone_tree(dir: impl AsFd, path: impl Arg, follow: bool) -> io::Result<Ow
     if !follow {
         flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     }
+    Ok(rustix::mount::open_tree(dir, path, flags)?)
+}
+
+/// Clones one mount, without those on it, as a detached one. An empty path
+/// clones what `dir` itself shows, and that alone if it is a file.
+///
+/// # Privileges
+/// `CAP_SYS_ADMIN` in the user namespace that owns the mount namespace.
+///
+/// # Errors
+/// As `open_tree(2)`.
+pub fn clone_one(dir: impl AsFd, path: impl Arg) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     Ok(rustix::mount::open_tree(dir, path, flags)?)
 }
 
@@ -146,9 +220,64 @@ pub fn attach_over_root(mount: impl AsFd) -> io::Result<()> {
 /// # Errors
 /// As `mount_setattr(2)`; `ENOSYS` before Linux 5.12.
 pub fn restrict(mount: impl AsFd, attributes: MountAttributes, recursive: bool) -> io::Result<()> {
-    let request = libc::mount_attr { attr_set: attributes.0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let request = libc::mount_attr { attr_set: attributes.0, ..NO_CHANGE };
     set_attributes(mount.as_fd(), &request, recursive)
 }
+
+/// Takes restrictions away from a mount.
+///
+/// # Privileges
+/// As [`restrict`].
+///
+/// # Errors
+/// `EPERM` if a namespace of more privileges has locked one of them;
+/// otherwise as `mount_setattr(2)`.
+pub fn relax(mount: impl AsFd, attributes: MountAttributes) -> io::Result<()> {
+    let request = libc::mount_attr { attr_clr: attributes.0, ..NO_CHANGE };
+    set_attributes(mount.as_fd(), &request, false)
+}
+
+/// How mounts and unmounts beneath a mount reach its copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Propagation {
+    /// Not at all.
+    Private,
+    /// Both ways.
+    Shared,
+}
+
+/// Sets the propagation of a mount.
+///
+/// # Privileges
+/// As [`restrict`].
+///
+/// # Errors
+/// As `mount_setattr(2)`.
+pub fn set_propagation(mount: impl AsFd, propagation: Propagation) -> io::Result<()> {
+    let propagation = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Shared => libc::MS_SHARED,
+    };
+    set_attributes(mount.as_fd(), &libc::mount_attr { propagation, ..NO_CHANGE }, false)
+}
+
+/// Shows the owners of files as `user_namespace` maps them: what is not mapped
+/// belongs to nobody. The mount must be detached and never have been attached.
+///
+/// # Privileges
+/// `CAP_SYS_ADMIN` in the user namespace that the file system was mounted in.
+///
+/// # Errors
+/// `EINVAL` if the file system or the kernel (before 5.12) cannot;
+/// `EPERM` for a user namespace without a map.
+pub fn idmap(mount: impl AsFd, user_namespace: impl AsFd) -> io::Result<()> {
+    // A descriptor is not negative.
+    let userns_fd = user_namespace.as_fd().as_raw_fd() as u64;
+    let request = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..NO_CHANGE };
+    set_attributes(mount.as_fd(), &request, false)
+}
+
+const NO_CHANGE: libc::mount_attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 };
 
 fn set_attributes(mount: BorrowedFd<'_>, request: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -208,6 +337,31 @@ pub fn pivot_into(root: impl AsFd, beside: Beside) -> io::Result<()> {
     }
     rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir(c"/")?)
+}
+
+/// Detaches what is mounted on `path`, without following a last symbolic link.
+/// It goes when its last user does.
+///
+/// # Privileges
+/// `CAP_SYS_ADMIN` in the user namespace that owns the mount namespace.
+///
+/// # Errors
+/// `EINVAL` if nothing is mounted there.
+pub fn detach(path: impl Arg) -> io::Result<()> {
+    Ok(rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
+}
+
+/// Says whether a descriptor shows the root of its mount.
+///
+/// # Errors
+/// As `statx(2)`; `Unsupported` before Linux 5.8.
+pub fn is_mount_root(fd: impl AsFd) -> io::Result<bool> {
+    let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    let root = StatxAttributes::MOUNT_ROOT;
+    if !found.stx_attributes_mask.contains(root) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel does not tell the roots of mounts"));
+    }
+    Ok(found.stx_attributes.contains(root))
 }
 
 /// Identifies the mount that a descriptor belongs to, within this boot.

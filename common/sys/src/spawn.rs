@@ -52,6 +52,18 @@ pub struct Command<'a> {
     /// Whom to become. Without one the child keeps its ids; it loses its
     /// capabilities all the same where the caller may drop them.
     pub identity: Option<Identity>,
+    /// What is left of the caller's powers.
+    pub powers: Powers,
+}
+
+/// What a child keeps of its parent's powers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Powers {
+    /// No capability in any set, first to go when memory runs out.
+    None,
+    /// Capabilities as they are: for a child that gives them up by itself,
+    /// before it does anything else.
+    Kept,
 }
 
 /// How a process ended.
@@ -185,6 +197,7 @@ struct Prepared {
     null: RawFd,
     report: RawFd,
     identity: Option<Identity>,
+    powers: Powers,
     parent: libc::pid_t,
     open_max: RawFd,
 }
@@ -219,6 +232,7 @@ pub fn spawn(command: &Command<'_>) -> io::Result<Process> {
         null: null.as_raw_fd(),
         report: report.as_raw_fd(),
         identity: command.identity,
+        powers: command.powers,
         parent: rustix::process::getpid().as_raw_nonzero().get(),
         open_max: open_max(),
     };
@@ -390,7 +404,8 @@ unsafe fn run(p: &mut Prepared) -> ! {
         }
 
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), report, NO_NEW_PRIVS);
-        for capability in 0..=63 {
+        let capabilities = if p.powers == Powers::None { 64 } else { 0 };
+        for capability in 0..capabilities {
             if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
                 match *libc::__errno_location() {
                     // Past the last one that this kernel knows.
@@ -404,7 +419,10 @@ unsafe fn run(p: &mut Prepared) -> ! {
         // Rather the job than its broker or anybody's work. Before the change
         // of ids, which gives the file to root; without /proc the score stays
         // as it is.
-        let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let score = match p.powers {
+            Powers::None => libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC),
+            Powers::Kept => -1,
+        };
         if score >= 0 {
             libc::write(score, c"1000".as_ptr().cast(), 4);
             libc::close(score);
@@ -426,7 +444,9 @@ unsafe fn run(p: &mut Prepared) -> ! {
         // that keeps its ids may always give up what it has.
         let header = CapHeader { version: CAPABILITY_VERSION_3, pid: 0 };
         let sets = [CapData { effective: 0, permitted: 0, inheritable: 0 }; 2];
-        check(libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) as c_int, report, CAPABILITIES);
+        if p.powers == Powers::None {
+            check(libc::syscall(libc::SYS_capset, &raw const header, sets.as_ptr()) as c_int, report, CAPABILITIES);
+        }
 
         // After the last change of ids, which clears it.
         check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0), report, PARENT);
@@ -536,6 +556,7 @@ mod tests {
             fds,
             stderr: Some(writer.as_fd()),
             identity,
+            powers: Powers::None,
         };
         let mut process = spawn(&command).unwrap();
         drop(writer);
@@ -592,6 +613,7 @@ mod tests {
             fds: &[],
             stderr: None,
             identity: None,
+            powers: Powers::None,
         };
         let error = spawn(&command).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
@@ -610,6 +632,7 @@ mod tests {
             fds: &[],
             stderr: None,
             identity: None,
+            powers: Powers::None,
         };
         let mut process = spawn(&command).unwrap();
         process.kill().unwrap();
@@ -630,6 +653,7 @@ mod tests {
                 fds: &[writer.as_fd()],
                 stderr: None,
                 identity: None,
+                powers: Powers::None,
             })
             .unwrap()
         });

@@ -56,6 +56,11 @@ struct Request {
 /// business, failpoints and backtraces are for those who test it.
 const KEPT: [&str; 2] = ["RUST_BACKTRACE", "SCTL_FAILPOINT"];
 
+/// Asks the C library to ask the kernel for huge pages (other C libraries
+/// ignore it): the tables of a compressor are looked up at random, and with
+/// small pages many look-ups miss the processor's translation cache as well.
+const HUGE_PAGES: &str = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1";
+
 impl Launcher {
     /// Starts the thread that starts jobs, as `identity` if one is given.
     ///
@@ -72,6 +77,7 @@ impl Launcher {
                 variable.push(value);
                 variable
             })
+            .chain([OsString::from(HUGE_PAGES)])
             .collect();
         std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
             for request in requests {
@@ -131,6 +137,7 @@ fn start(fds: &[OwnedFd], stderr: &OwnedFd, env: &[OsString], identity: Option<I
         fds: &borrowed,
         stderr: Some(stderr.as_fd()),
         identity,
+        powers: spawn::Powers::None,
     })
 }
 
