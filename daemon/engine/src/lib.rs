@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+pub mod audit;
 pub mod cache;
 mod failure;
 pub mod job;
