@@ -25,12 +25,6 @@ const CHUNK_LEN: usize = 256 << 10;
 /// Chunks between inflating and reading the tar stream.
 const CHUNKS: usize = 4;
 
-/// Up to so many processors, what inflates also reads the tar stream, and the
-/// rest compress: more threads than processors would take turns, and each turn
-/// costs a compressor the tables that it had in its core's cache (measured on
-/// two cores: a third more CPU for the same blocks).
-const FEW_THREADS: usize = 2;
-
 /// Whiteouts start with this; the rest is the hidden name.
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
@@ -69,9 +63,9 @@ pub struct PackSummary {
 /// pack.
 ///
 /// The blob is read to its end, and `progress` is told from time to time how
-/// many bytes of the tar stream are done. Decompressing, parsing and compressing
-/// run on as many threads as there are processors; the pack is written by the
-/// calling thread, block by block, so `out` had better be buffered. When one of them
+/// many bytes of the tar stream are done. Reading, decompressing, parsing and
+/// compressing run on threads of their own; the pack is written by the calling
+/// thread, block by block, so `out` had better be buffered. When one of them
 /// fails, all stop; a `blob` that is blocked in a read is waited for.
 ///
 /// # Errors
@@ -89,10 +83,7 @@ where
     if !is_valid_profile(&options.profile) {
         return Err(PackError::BadProfile { profile: format!("{:?}", options.profile) });
     }
-    if options.threads.get() <= FEW_THREADS {
-        let source = Inline { inflater: Inflater::new(blob), meter: Meter::new(progress), ended: false };
-        return pack(source, &mut out, options);
-    }
+    write(&mut out, &write_header(&options.profile))?;
     thread::scope(|scope| {
         let (free_in, free_out) = bounded(CHUNKS);
         let (chunks_in, chunks_out) = bounded(CHUNKS);
@@ -100,51 +91,47 @@ where
             .name("inflate".to_owned())
             .spawn_scoped(scope, move || inflate(blob, &free_out, &chunks_in))
             .map_err(|_| PackError::Broken { stage: "decompressing" })?;
-        let source = Chunks { free: free_in, chunks: chunks_out, allocated: 0, meter: Meter::new(progress) };
-        let packed = pack(source, &mut out, options);
+        let source = Chunks { free: free_in, chunks: chunks_out, allocated: 0, tar_bytes: 0, blob_bytes: 0, progress };
+
+        let mut blocks: Vec<BlockSize> = Vec::new();
+        let mut offset = HEADER_LEN as u64;
+        let packed = pipeline::run(
+            &options.profile,
+            // What feeds the compressors keeps a processor busy. More threads
+            // than processors would take turns, and at each turn a compressor
+            // loses the tables that it had in its core's cache.
+            options.threads.get() - 1,
+            |feeder| TarPacker::new(source, feeder, options).run(),
+            |number, size, bytes| {
+                // Numbers that were left out are those of sparse blocks.
+                blocks.resize(number as usize, BlockSize::SPARSE);
+                blocks.push(size);
+                offset += bytes.len() as u64;
+                write(&mut out, bytes)
+            },
+        );
         // Its channels are closed by now, so it ends after its current read.
         let inflated = inflating.join();
-        let summary = packed?;
+        let packed = packed?;
         if inflated.is_err() {
             return Err(PackError::Broken { stage: "decompressing" });
         }
-        Ok(summary)
-    })
-}
-
-/// Packs the tar stream that `source` brings.
-fn pack<'a, S: Source<'a>, W: Write>(source: S, out: &mut W, options: &PackOptions) -> Result<PackSummary, PackError> {
-    write(out, &write_header(&options.profile))?;
-    let mut blocks: Vec<BlockSize> = Vec::new();
-    let mut offset = HEADER_LEN as u64;
-    let packed = pipeline::run(
-        &options.profile,
-        // One processor is kept busy by what feeds them.
-        options.threads.get() - 1,
-        |feeder| TarPacker::new(source, feeder, options).run(),
-        |number, size, bytes| {
-            // Numbers that were left out are those of sparse blocks.
-            blocks.resize(number as usize, BlockSize::SPARSE);
-            blocks.push(size);
-            offset += bytes.len() as u64;
-            write(out, bytes)
-        },
-    )?;
-    blocks.resize(packed.block_count as usize, BlockSize::SPARSE);
-    let entries = packed.index.entry_count();
-    let tail = packed
-        .index
-        .finish(&options.profile, &packed.diff_id, &blocks, &packed.contents, offset, packed.tar_bytes)
-        .map_err(|_| PackError::Broken { stage: "index" })?;
-    write(out, &tail)?;
-    out.flush().map_err(|source| PackError::WritePack { source })?;
-    Ok(PackSummary {
-        diff_id: packed.diff_id,
-        blob_bytes: packed.blob_bytes,
-        tar_bytes: packed.tar_bytes,
-        pack_bytes: offset + tail.len() as u64,
-        entries,
-        devices: packed.devices,
+        blocks.resize(packed.block_count as usize, BlockSize::SPARSE);
+        let entries = packed.index.entry_count();
+        let tail = packed
+            .index
+            .finish(&options.profile, &packed.diff_id, &blocks, &packed.contents, offset, packed.tar_bytes)
+            .map_err(|_| PackError::Broken { stage: "index" })?;
+        write(&mut out, &tail)?;
+        out.flush().map_err(|source| PackError::WritePack { source })?;
+        Ok(PackSummary {
+            diff_id: packed.diff_id,
+            blob_bytes: packed.blob_bytes,
+            tar_bytes: packed.tar_bytes,
+            pack_bytes: offset + tail.len() as u64,
+            entries,
+            devices: packed.devices,
+        })
     })
 }
 
@@ -174,66 +161,14 @@ fn inflate<R: Read>(blob: R, free: &Receiver<Box<[u8]>>, chunks: &Sender<Message
     }
 }
 
-/// Counts what has passed and tells how far it is.
-struct Meter<'a> {
-    tar_bytes: u64,
-    blob_bytes: u64,
-    progress: &'a (dyn Fn(u64) + Sync),
-}
-
-impl<'a> Meter<'a> {
-    fn new(progress: &'a (dyn Fn(u64) + Sync)) -> Self {
-        Self { tar_bytes: 0, blob_bytes: 0, progress }
-    }
-
-    fn count(&mut self, chunk: &Chunk) {
-        self.tar_bytes += chunk.len as u64;
-        self.blob_bytes = chunk.blob_bytes;
-        (self.progress)(self.tar_bytes);
-    }
-}
-
-/// A tar stream that knows how much blob has gone into it.
-trait Source<'a>: ChunkSource + Send {
-    fn meter(&self) -> &Meter<'a>;
-}
-
-/// Inflates on the thread that reads the tar stream.
-struct Inline<'a, R> {
-    inflater: Inflater<R>,
-    meter: Meter<'a>,
-    ended: bool,
-}
-
-impl<R: Read> ChunkSource for Inline<'_, R> {
-    fn next_chunk(&mut self, used: Chunk) -> Result<Option<Chunk>, PackError> {
-        if self.ended {
-            return Ok(None);
-        }
-        let mut buffer = used.buffer;
-        if buffer.is_empty() {
-            buffer = vec![0; CHUNK_LEN].into();
-        }
-        let len = self.inflater.fill(&mut buffer)?;
-        self.ended = len < buffer.len();
-        let chunk = Chunk { buffer, len, blob_bytes: self.inflater.blob_bytes() };
-        self.meter.count(&chunk);
-        Ok(Some(chunk))
-    }
-}
-
-impl<'a, R: Read + Send> Source<'a> for Inline<'a, R> {
-    fn meter(&self) -> &Meter<'a> {
-        &self.meter
-    }
-}
-
 /// The reader's end of the channels to the inflating thread.
 struct Chunks<'a> {
     free: Sender<Box<[u8]>>,
     chunks: Receiver<Message>,
     allocated: usize,
-    meter: Meter<'a>,
+    tar_bytes: u64,
+    blob_bytes: u64,
+    progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl ChunkSource for Chunks<'_> {
@@ -248,15 +183,11 @@ impl ChunkSource for Chunks<'_> {
         }
         let chunk = self.chunks.recv().map_err(|_| PackError::Broken { stage: "decompressing" })??;
         if let Some(chunk) = &chunk {
-            self.meter.count(chunk);
+            self.tar_bytes += chunk.len as u64;
+            self.blob_bytes = chunk.blob_bytes;
+            (self.progress)(self.tar_bytes);
         }
         Ok(chunk)
-    }
-}
-
-impl<'a> Source<'a> for Chunks<'a> {
-    fn meter(&self) -> &Meter<'a> {
-        &self.meter
     }
 }
 
@@ -272,11 +203,11 @@ struct Packed {
 }
 
 /// Reads the tar stream, fills the index and sends contents to be compressed.
-struct TarPacker<'o, S> {
-    archive: Archive<S>,
+struct TarPacker<'a> {
+    archive: Archive<Chunks<'a>>,
     splitter: Splitter,
     index: IndexBuilder,
-    limits: &'o Limits,
+    limits: &'a Limits,
     path: Vec<u8>,
     target: Vec<u8>,
     name_bytes: u64,
@@ -284,8 +215,8 @@ struct TarPacker<'o, S> {
     devices: u64,
 }
 
-impl<'o, 'a, S: Source<'a>> TarPacker<'o, S> {
-    fn new(source: S, feeder: Feeder, options: &'o PackOptions) -> Self {
+impl<'a> TarPacker<'a> {
+    fn new(source: Chunks<'a>, feeder: Feeder, options: &'a PackOptions) -> Self {
         Self {
             archive: Archive::new(Stream::new(source, &options.limits)),
             splitter: Splitter::new(feeder, options.profile.block_size),
@@ -314,7 +245,7 @@ impl<'o, 'a, S: Source<'a>> TarPacker<'o, S> {
             block_count,
             diff_id: DiffId::new(digest),
             tar_bytes,
-            blob_bytes: source.meter().blob_bytes,
+            blob_bytes: source.blob_bytes,
             devices: self.devices,
         })
     }

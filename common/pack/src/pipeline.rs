@@ -24,6 +24,10 @@ const BUFFER_BUDGET: usize = 24 << 20;
 /// Blocks without which the stages would wait for one another.
 const MIN_BLOCKS: usize = 4;
 
+/// Blocks that may wait between the stages, so that none of them stands still
+/// while another one's thread waits for its turn on a processor.
+const BLOCKS_AHEAD: usize = 14;
+
 /// Why the pipeline itself failed.
 #[derive(Debug)]
 pub(crate) enum PipelineError {
@@ -84,7 +88,7 @@ where
 {
     let threads = threads.max(1);
     let by_memory = BUFFER_BUDGET / (2 * profile.block_size.max(1) as usize);
-    let blocks = (2 * threads + 3).min(by_memory).max(MIN_BLOCKS);
+    let blocks = (BLOCKS_AHEAD + 2 * threads).min(by_memory).max(MIN_BLOCKS);
     let (free_in, free_out) = bounded(blocks);
     let (jobs_in, jobs_out) = bounded::<Block>(blocks);
     let (done_in, done_out) = bounded(blocks);

@@ -8,7 +8,10 @@ mod add;
 mod lookup;
 mod merge;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use sctl_common::{EntryName, Limits};
 
@@ -134,6 +137,17 @@ impl Tree {
     /// Device nodes in the tree, which an image does not get.
     pub fn device_count(&self) -> u64 {
         self.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Device)).count() as u64
+    }
+
+    /// FIFOs in the tree.
+    pub fn fifo_count(&self) -> u64 {
+        self.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Fifo)).count() as u64
+    }
+
+    /// User and group ids of everything that an image gets.
+    pub fn ids(&self) -> BTreeSet<u32> {
+        let owned = self.nodes.iter().filter(|node| !matches!(node.kind, NodeKind::Device | NodeKind::Free));
+        owned.flat_map(|node| [node.uid, node.gid]).collect()
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Node {
