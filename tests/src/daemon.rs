@@ -90,6 +90,20 @@ impl Daemon {
         Self::system_in(Scratch::new(), config, &[])
     }
 
+    /// Starts `sctld` as root where it can hand out kernel mounts; `mount` are
+    /// further lines of the section `[mount]`, which ends the configuration.
+    pub fn with_mounts(config: &str, mount: &str) -> Self {
+        Self::with_mounts_in(Scratch::of_root(), config, mount, &[])
+    }
+
+    /// The same in `folder`, made by [`Scratch::of_root`]; it may hold a cache
+    /// already.
+    pub fn with_mounts_in(folder: Scratch, config: &str, mount: &str, env: &[(&str, &str)]) -> Self {
+        let slots = folder.join("slots");
+        let config = format!("{config}\n[mount]\nslots_dir = {:?}\n{mount}\n", slots.display().to_string());
+        Self::system_in(folder, &config, env)
+    }
+
     /// Starts `sctld` as root in `folder`, which may hold a cache already.
     pub fn system_in(folder: Scratch, config: &str, env: &[(&str, &str)]) -> Self {
         Self::try_system_in(folder, config, env).unwrap_or_else(|(_, log)| panic!("sctld ended at its start\n{log}"))

@@ -51,6 +51,15 @@ impl Scratch {
         Self(folder)
     }
 
+    /// Makes a folder whose whole path is root's alone, as kernel mounts of
+    /// what is in it demand.
+    pub fn of_root() -> Self {
+        let folder = tempfile::Builder::new().prefix("sctl-test-").tempdir_in("/var/lib");
+        let folder = folder.expect("make a scratch folder of root's");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open the scratch folder");
+        Self(folder)
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
