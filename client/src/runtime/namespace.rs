@@ -35,6 +35,10 @@ pub fn forbidden(what: &str, error: &io::Error) -> Failure {
     }
 }
 
+/// The AppArmor profile that the package installs, which allows this program
+/// its user namespaces where others have none.
+const PROFILE: &str = "/etc/apparmor.d/sctl";
+
 /// Looks for the setting that forbids user namespaces.
 fn hint(error: &io::Error, setting: impl Fn(&str) -> Option<String>) -> Option<String> {
     let is = |name: &str, value: &str| setting(name).is_some_and(|text| text.trim() == value);
@@ -44,12 +48,14 @@ fn hint(error: &io::Error, setting: impl Fn(&str) -> Option<String>) -> Option<S
     if is("user/max_user_namespaces", "0") {
         return Some("an administrator has to set user.max_user_namespaces above 0 with sysctl".to_owned());
     }
-    if is("kernel/apparmor_restrict_unprivileged_userns", "1") {
-        return Some(
-            "an administrator has to set kernel.apparmor_restrict_unprivileged_userns = 0 with sysctl, \
-             or to install an AppArmor profile that allows this program `userns`"
-                .to_owned(),
-        );
+    let denied = error.kind() == io::ErrorKind::PermissionDenied;
+    if denied && is("kernel/apparmor_restrict_unprivileged_userns", "1") {
+        return Some(format!(
+            "this host allows user namespaces by AppArmor profile only \
+             (kernel.apparmor_restrict_unprivileged_userns = 1): an administrator has to install {PROFILE}, which \
+             comes with the package, load it with `apparmor_parser -r {PROFILE}`, and keep this program where the \
+             profile says"
+        ));
     }
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EUSERS) => Some(
@@ -57,7 +63,7 @@ fn hint(error: &io::Error, setting: impl Fn(&str) -> Option<String>) -> Option<S
              user.max_mnt_namespaces with sysctl"
                 .to_owned(),
         ),
-        Some(libc::EPERM | libc::EACCES) => Some(
+        _ if denied => Some(
             "user namespaces are forbidden here: look at kernel.unprivileged_userns_clone, \
              user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns, at SELinux, \
              and at the seccomp profile if this is a container"
@@ -82,8 +88,13 @@ mod tests {
         ] {
             let text = hint(&denied, |asked| (asked == name).then(|| value.to_owned())).unwrap();
             assert!(text.contains(sysctl), "{name}: {text}");
+            assert_eq!(text.contains("/etc/apparmor.d/sctl"), name.contains("apparmor"), "{name}: {text}");
         }
+        let profiles = |asked: &str| asked.ends_with("unprivileged_userns").then(|| "1".to_owned());
+        let wrapped = io::Error::new(denied.kind(), "cannot write /proc/self/uid_map");
+        assert!(hint(&wrapped, profiles).unwrap().contains("/etc/apparmor.d/sctl"));
         let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        assert!(!hint(&full, profiles).unwrap().contains("apparmor"), "whoever has the profile has other troubles");
         assert!(hint(&full, |_| None).unwrap().contains("user.max_user_namespaces"));
         assert_eq!(hint(&io::Error::from_raw_os_error(libc::EIO), |_| None), None);
     }
