@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod credentials;
 mod daemon;
+mod delivered;
 mod failure;
 mod flavour;
 mod fuse;

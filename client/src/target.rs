@@ -88,12 +88,12 @@ impl Target {
         }
     }
 
-    /// Writes the copy. It appears complete or not at all; dropping the future
-    /// leaves nothing behind.
+    /// Writes the copy and returns it, open. It appears complete or not at all;
+    /// dropping the future leaves nothing behind.
     ///
     /// # Errors
     /// Those of the file system; a file that has appeared meanwhile.
-    pub async fn write(&self, source: &File) -> Result<(), Failure> {
+    pub async fn write(&self, source: &File) -> Result<File, Failure> {
         let failed = |error: io::Error| self.unable().cause(reason(&error));
         let len = source.metadata().map_err(failed)?.len();
         let temporary = tempfile::Builder::new()
@@ -122,7 +122,7 @@ impl Target {
         let renamed =
             if self.overwrite { temporary.persist(&self.path) } else { temporary.persist_noclobber(&self.path) };
         match renamed {
-            Ok(_) => Ok(()),
+            Ok(file) => Ok(file),
             Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists && !self.overwrite => Err(self.exists()),
             Err(error) => Err(failed(error.error)),
         }

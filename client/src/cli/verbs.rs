@@ -36,6 +36,14 @@ pub enum Action {
     CacheInfo,
     /// `cache clean`
     CacheClean,
+    /// `admin mounts`
+    AdminMounts,
+    /// `admin jobs`
+    AdminJobs,
+    /// `admin leases`
+    AdminLeases,
+    /// `admin unmount`
+    AdminUnmount,
     /// `version`
     Version,
     /// `help`
@@ -288,7 +296,7 @@ const CACHE_LIST: &[Flag] = &[
     Flag::switch("json", "print JSON").short('j'),
 ];
 
-const CACHE_INFO: &[Flag] = &[Flag::switch("json", "print JSON").short('j')];
+const JSON: &[Flag] = &[Flag::switch("json", "print JSON").short('j')];
 
 const CACHE_CLEAN: &[Flag] = &[
     Flag::switch("dry-run", "show what would be removed and remove nothing").short('n'),
@@ -312,7 +320,7 @@ static CACHE: &[Verb] = &[
         about: "Show sizes and reuse of the cache",
         usage: "[info options...]",
         action: Action::CacheInfo,
-        flags: &[CACHE_INFO],
+        flags: &[JSON],
         ..Verb::LEAF
     },
     Verb {
@@ -326,8 +334,55 @@ static CACHE: &[Verb] = &[
     },
 ];
 
+static ADMIN: &[Verb] = &[
+    Verb {
+        name: "mounts",
+        about: "List the kernel mounts of images: for whom, by whom used",
+        usage: "[mounts options...]",
+        action: Action::AdminMounts,
+        flags: &[JSON],
+        examples: "  $ {program} admin mounts\n",
+        ..Verb::LEAF
+    },
+    Verb {
+        name: "jobs",
+        about: "List the jobs that run: what they do, and for whom",
+        usage: "[jobs options...]",
+        action: Action::AdminJobs,
+        flags: &[JSON],
+        examples: "  $ {program} admin jobs --json\n",
+        ..Verb::LEAF
+    },
+    Verb {
+        name: "leases",
+        about: "List who may start which image without asking its registry",
+        usage: "[leases options...]",
+        action: Action::AdminLeases,
+        flags: &[JSON],
+        examples: "  $ {program} admin leases\n",
+        ..Verb::LEAF
+    },
+    Verb {
+        name: "unmount",
+        about: "Let go of a mounted image; containers that run keep it",
+        usage: "<reference|key>",
+        action: Action::AdminUnmount,
+        args: Args::Exactly(1),
+        examples: "  $ {program} admin unmount docker://debian:12\n  $ {program} admin unmount 3fd0a2c17b9e\n",
+        ..Verb::LEAF
+    },
+];
+
 /// Every verb.
 pub static VERBS: &[Verb] = &[
+    Verb {
+        name: "admin",
+        about: "See and manage what the daemon does for all users",
+        usage: "<verb>",
+        verbs: ADMIN,
+        examples: "  $ {program} admin mounts\n  $ {program} admin jobs\n",
+        ..Verb::LEAF
+    },
     Verb {
         name: "build",
         about: "Build an image",

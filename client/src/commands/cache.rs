@@ -4,21 +4,21 @@ use std::fmt::Write as _;
 
 use sctl_proto::v1::{
     CacheCleanRequest, CacheEntry, CacheInfoReply, CacheInfoRequest, CacheListRequest, cache_entry::Kind,
-    sctl_client::SctlClient,
+    cache_info_reply::Usage, sctl_client::SctlClient,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::Context;
+use super::{Context, users::Users};
 use crate::{
     cli::{Settings, Task},
     daemon::{self, Daemon, connect, rpc_failure},
     failure::Failure,
-    output::{self, info, printable, prompt, size_text},
+    output::{self, Table, date_text, info, printable, prompt, size_text},
 };
 
-/// Calls the daemon once.
-fn call<T>(
+/// Calls the daemon once. `what` is told when that fails.
+pub fn call<T>(
     context: &Context<'_>,
     what: &str,
     request: impl AsyncFnOnce(&mut SctlClient<Channel>) -> Result<T, tonic::Status>,
@@ -44,7 +44,7 @@ pub fn list(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     output::print(&if task.settings.switch("json") {
         json(&ListJson { entries: entries.iter().map(|entry| EntryJson::of(entry)).collect() })
     } else {
-        list_text(&entries, task.settings.switch("verbose"))
+        list_text(&entries, task.settings.switch("verbose"), reply.all_users)
     })
 }
 
@@ -89,18 +89,26 @@ fn types(settings: &Settings) -> Result<Types, Failure> {
     Ok(if any { types } else { Types { images: true, blobs: true } })
 }
 
-fn list_text(entries: &[&CacheEntry], verbose: bool) -> String {
+/// With `all_users`, the list says also who may use what, and what is in use.
+fn list_text(entries: &[&CacheEntry], verbose: bool, all_users: bool) -> String {
     let mut text = String::new();
     if verbose {
-        let mut row = |name: &str, date: &str, size: &str, kind: &str| {
-            let line = format!("{name:<24}{date:<22}{size:<16}{kind}");
-            writeln!(text, "{}", line.trim_end()).unwrap_or_default();
-        };
-        row("NAME", "DATE CREATED", "SIZE", "TYPE");
+        let mut users = Users::default();
+        let headings = ["NAME", "DATE CREATED", "SIZE", "TYPE", "IN USE", "USERS"];
+        let shown = if all_users { headings.len() } else { 4 };
+        let mut table = Table::new(&headings[..shown], &[24, 22, 16]);
         for entry in entries {
-            let name: String = printable(&entry.name).chars().take(22).collect();
-            row(&name, &date_text(entry.created), &size_text(entry.size), type_name(entry.kind()));
+            let cells = [
+                entry.name.chars().take(22).collect(),
+                date_text(entry.created),
+                size_text(entry.size),
+                type_name(entry.kind()).to_owned(),
+                if entry.mounted { "mounted".to_owned() } else { String::new() },
+                users.list(entry.public, &entry.uids),
+            ];
+            table.row(cells.into_iter().take(shown));
         }
+        text.push_str(&table.text());
         text.push('\n');
     }
     let sum = |images: bool| {
@@ -158,8 +166,29 @@ fn info_text(reply: &CacheInfoReply) -> String {
         ("Fetched so far", size_text(reply.fetched_bytes)),
         ("Saved by reuse", size_text(reply.reused_bytes)),
         ("Running jobs", reply.running_jobs.to_string()),
+        ("Mounts", reply.mounts.to_string()),
+        ("Leases", reply.leases.to_string()),
     ];
-    rows.iter().map(|(name, value)| format!("{:<18}{value}\n", format!("{name}:"))).collect()
+    // Mounts and leases of others are no caller's business.
+    let shown = if reply.all_users { rows.len() } else { rows.len() - 2 };
+    let mut text: String =
+        rows[..shown].iter().map(|(name, value)| format!("{:<18}{value}\n", format!("{name}:"))).collect();
+    if reply.all_users && !reply.usage.is_empty() {
+        let mut users = Users::default();
+        let mut table = Table::new(&["USER", "IMAGES", "SIZE", "LAYERS", "SIZE"], &[18]);
+        for usage in &reply.usage {
+            table.row([
+                users.holder(usage.uid),
+                usage.images.to_string(),
+                size_text(usage.image_bytes),
+                usage.packs.to_string(),
+                size_text(usage.pack_bytes),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table.text());
+    }
+    text
 }
 
 /// Removes what nothing uses, after a question.
@@ -221,6 +250,12 @@ struct EntryJson<'a> {
     uids: &'a [u32],
     #[serde(skip_serializing_if = "str::is_empty")]
     platform: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    image_key: &'a str,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    references: &'a [String],
+    pinned: bool,
+    mounted: bool,
 }
 
 impl<'a> EntryJson<'a> {
@@ -242,6 +277,10 @@ impl<'a> EntryJson<'a> {
             public: entry.public,
             uids: &entry.uids,
             platform: &entry.platform,
+            image_key: &entry.image_key,
+            references: &entry.references,
+            pinned: entry.pinned,
+            mounted: entry.mounted,
         }
     }
 }
@@ -261,6 +300,20 @@ struct InfoJson<'a> {
     fetched_bytes: u64,
     reused_bytes: u64,
     running_jobs: u64,
+    mounts: u64,
+    leases: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    usage: Vec<UsageJson>,
+}
+
+#[derive(Serialize)]
+struct UsageJson {
+    /// None is everybody.
+    uid: Option<u32>,
+    images: u64,
+    image_bytes: u64,
+    packs: u64,
+    pack_bytes: u64,
 }
 
 impl<'a> InfoJson<'a> {
@@ -279,47 +332,28 @@ impl<'a> InfoJson<'a> {
             fetched_bytes: reply.fetched_bytes,
             reused_bytes: reply.reused_bytes,
             running_jobs: reply.running_jobs,
+            mounts: reply.mounts,
+            leases: reply.leases,
+            usage: reply.usage.iter().map(UsageJson::of).collect(),
         }
     }
 }
 
-fn json<T: Serialize>(value: &T) -> String {
-    format!("{}\n", sctl_sif::inspect::to_tabbed_json(value))
+impl UsageJson {
+    const fn of(usage: &Usage) -> Self {
+        let Usage { uid, images, image_bytes, packs, pack_bytes } = *usage;
+        Self { uid, images, image_bytes, packs, pack_bytes }
+    }
 }
 
-/// `2006-01-02 15:04:05`, in UTC.
-fn date_text(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days since 0000-03-01, so that leap days end the year; 146,097 days are
-    // 400 years.
-    let days = days + 719_468;
-    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    let year = era * 400 + year + carry;
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+/// A result as JSON.
+pub fn json<T: Serialize>(value: &T) -> String {
+    format!("{}\n", sctl_sif::inspect::to_tabbed_json(value))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_827_696, "2000-02-29 12:34:56"),
-            (1_735_689_599, "2024-12-31 23:59:59"),
-            (4_102_444_800, "2100-01-01 00:00:00"),
-            (-1, "1969-12-31 23:59:59"),
-        ] {
-            assert_eq!(date_text(seconds), text, "{seconds}");
-        }
-    }
 
     #[test]
     fn lists_look_as_they_always_did() {
@@ -331,7 +365,7 @@ mod tests {
             ..CacheEntry::default()
         };
         let pack = CacheEntry { kind: Kind::Pack.into(), name: "sha256:ab".to_owned(), size: 1 << 30, ..image.clone() };
-        let text = list_text(&[&image, &pack], true);
+        let text = list_text(&[&image, &pack], true, false);
         assert_eq!(
             text,
             "NAME                    DATE CREATED          SIZE            TYPE\n\
@@ -340,6 +374,49 @@ mod tests {
              There are 1 container file(s) using 80.00 MiB and 1 oci blob file(s) using 1.00 GiB of space\n\
              Total space used: 1.08 GiB\n"
         );
-        assert!(list_text(&[], false).starts_with("There are 0 container file(s) using 0 B and 0 oci"));
+        assert!(list_text(&[], false, false).starts_with("There are 0 container file(s) using 0 B and 0 oci"));
+    }
+
+    #[test]
+    fn administrators_see_who_uses_what() {
+        let image = CacheEntry {
+            kind: Kind::Image.into(),
+            name: "docker.io/godlovedc/lolcow:latest".to_owned(),
+            size: 80 << 20,
+            created: 951_827_696,
+            uids: vec![0, 4_000_000_000],
+            mounted: true,
+            ..CacheEntry::default()
+        };
+        let shared = CacheEntry { public: true, uids: Vec::new(), mounted: false, ..image.clone() };
+        let text = list_text(&[&image, &shared], true, true);
+        assert!(
+            text.starts_with(
+                "NAME                    DATE CREATED          SIZE            TYPE     IN USE   USERS\n\
+                 docker.io/godlovedc/lo  2000-02-29 12:34:56   80.00 MiB       oci-tmp  mounted  root,4000000000\n\
+                 docker.io/godlovedc/lo  2000-02-29 12:34:56   80.00 MiB       oci-tmp           everybody\n"
+            ),
+            "{text}"
+        );
+        let usage = |uid, images| Usage { uid, images, image_bytes: 80 << 20, packs: 3, pack_bytes: 1 << 30 };
+        let reply = CacheInfoReply {
+            path: "/c".to_owned(),
+            mounts: 2,
+            usage: vec![usage(None, 7), usage(Some(0), 1)],
+            all_users: true,
+            ..CacheInfoReply::default()
+        };
+        assert!(
+            info_text(&reply).ends_with(
+                "Mounts:           2\nLeases:           0\n\n\
+                 USER              IMAGES  SIZE       LAYERS  SIZE\n\
+                 everybody         7       80.00 MiB  3       1.00 GiB\n\
+                 root              1       80.00 MiB  3       1.00 GiB\n"
+            ),
+            "{}",
+            info_text(&reply)
+        );
+        let own = info_text(&CacheInfoReply { all_users: false, ..reply });
+        assert!(own.ends_with("Running jobs:     0\n"), "{own}");
     }
 }

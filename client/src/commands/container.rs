@@ -3,7 +3,7 @@
 use std::{
     ffi::{OsStr, OsString},
     fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt as _,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::Path,
 };
 
@@ -13,11 +13,12 @@ use super::{Context, order};
 use crate::{
     cli::{Action, Task},
     config::Config,
-    daemon::{self, Daemon, OpenedSif},
+    daemon::{self, Daemon, Kind, OpenedSif, Wish},
+    delivered,
     failure::{Failure, reason},
     options,
     output::{
-        info,
+        info, printable,
         progress::{PullReport, Purpose},
         verbose, warning,
     },
@@ -45,23 +46,24 @@ pub fn start(context: &Context<'_>, task: &Task, config: &Config) -> Result<(), 
     };
     // First what needs nobody's help.
     let options = options::launch_options(context.flavour, &task.settings, config)?;
-    let image = open(context, task, image)?;
+    let wish = if options.writable_tmpfs { Wish::WritableMount } else { Wish::Mount };
+    let image = open(context, task, image, wish)?;
     runtime::launch(LaunchRequest { action, image, options }).map(|never| match never {})
 }
 
-fn open(context: &Context<'_>, task: &Task, image: &OsString) -> Result<ImageSource, Failure> {
+fn open(context: &Context<'_>, task: &Task, image: &OsString, wish: Wish) -> Result<ImageSource, Failure> {
     match image.to_str() {
         Some(text) if text.starts_with("instance://") => {
             Err(Failure::new(format!("Unable to join {text}")).cause("instances are not supported yet"))
         }
-        Some(text) if Uri::looks_like_one(text) => from_registry(context, task, text),
-        _ => from_file(Path::new(image)),
+        Some(text) if Uri::looks_like_one(text) => from_registry(context, task, text, wish),
+        _ => from_file(context, Path::new(image), wish),
     }
 }
 
 /// An image of a registry: from the cache if the caller holds a lease, else
 /// pulled first.
-fn from_registry(context: &Context<'_>, task: &Task, text: &str) -> Result<ImageSource, Failure> {
+fn from_registry(context: &Context<'_>, task: &Task, text: &str, wish: Wish) -> Result<ImageSource, Failure> {
     let uri = order::parse_uri(text)?;
     let name: OsString = uri.default_file_name().into();
     let daemon = Daemon::choose(context.environment)?;
@@ -73,7 +75,7 @@ fn from_registry(context: &Context<'_>, task: &Task, text: &str) -> Result<Image
         // take longer than the whole start.
         let platform = order::platform(settings, &uri.reference)?;
         let platform = platform.map(|platform| platform.to_string()).unwrap_or_default();
-        if let Some(opened) = daemon.open_leased(&uri.reference.to_string(), &platform)? {
+        if let Some(opened) = daemon.open_leased(&uri.reference.to_string(), &platform, wish)? {
             info!("Using cached SIF image");
             return Ok(source(opened, name));
         }
@@ -89,15 +91,21 @@ fn from_registry(context: &Context<'_>, task: &Task, text: &str) -> Result<Image
         info!("Image cached as SIF at {}", done.path);
     }
     verbose!("The image is {}", done.manifest_digest);
-    Ok(source(daemon.open_ticket(done.ticket)?, name))
+    Ok(source(daemon.open_ticket(done.ticket, wish)?, name))
 }
 
 fn source(opened: OpenedSif, name: OsString) -> ImageSource {
-    ImageSource::Sif { file: opened.file, path: opened.path, name }
+    let OpenedSif { file, path, mount } = opened;
+    ImageSource::Sif { file, path, name, mount: mount.and_then(|mount| mount.map_err(|why| over_fuse(&why)).ok()) }
+}
+
+/// Says why the faster way is not taken.
+fn over_fuse(why: &str) {
+    verbose!("The image is served over FUSE: {}", printable(why));
 }
 
 /// The caller's own file or directory, opened as the caller.
-fn from_file(path: &Path) -> Result<ImageSource, Failure> {
+fn from_file(context: &Context<'_>, path: &Path, wish: Wish) -> Result<ImageSource, Failure> {
     let unable = || Failure::new(format!("Could not open image {}", path.display()));
     let real = std::fs::canonicalize(path).map_err(|error| unable().cause(reason(&error)))?;
     let meta = std::fs::metadata(&real).map_err(|error| unable().cause(reason(&error)))?;
@@ -114,16 +122,42 @@ fn from_file(path: &Path) -> Result<ImageSource, Failure> {
         .open(&real)
         .map_err(|error| unable().cause(reason(&error)))?;
     let name = path.file_name().or_else(|| real.file_name()).unwrap_or_default().to_owned();
-    Ok(ImageSource::Sif { file, path: real, name })
+    Ok(match mounted(context, &file, wish) {
+        Some((file, mount)) => ImageSource::Sif { file, path: real, name, mount: Some(mount) },
+        None => ImageSource::Sif { file, path: real, name, mount: None },
+    })
+}
+
+/// The cache's own file, and a mount of it, of the image that `file` is an
+/// unchanged copy of. Both together: what the launcher reads of the image is
+/// then of the same file as what it mounts.
+fn mounted(context: &Context<'_>, file: &File, wish: Wish) -> Option<(File, OwnedFd)> {
+    // A socket that cannot be used matters to those only who need it.
+    let daemon = Daemon::choose(context.environment).ok()?;
+    if daemon.kind() == Kind::User {
+        return None;
+    }
+    let opened = delivered::recall(context.environment, file).and_then(|image| daemon.open_delivered(image, wish));
+    let found = opened.and_then(|OpenedSif { file, mount, .. }| match mount {
+        Some(Ok(mount)) => Ok((file, mount)),
+        Some(Err(why)) => Err(why),
+        None => Err("none was asked for".to_owned()),
+    });
+    found.map_err(|why| over_fuse(&why)).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{cli::Environment, flavour::Flavour};
 
     #[test]
     fn own_images_are_opened_or_told() {
         let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("none.sock");
+        let environment = Environment::of(&[("SCTL_SOCKET", socket.to_str().unwrap())]);
+        let context = Context { flavour: Flavour::Sctl, environment: &environment };
+        let from_file = |path: &Path| from_file(&context, path, Wish::Mount);
         std::fs::write(dir.path().join("a.sif"), "x").unwrap();
         std::os::unix::fs::symlink("a.sif", dir.path().join("b.sif")).unwrap();
         match from_file(&dir.path().join("b.sif")).unwrap() {

@@ -1,11 +1,13 @@
 //! What each verb does.
 
+mod admin;
 mod build;
 mod cache;
 mod container;
 mod inspect;
 mod order;
 mod pull;
+mod users;
 
 use std::future::Future;
 
@@ -41,6 +43,10 @@ pub fn perform(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
         Action::CacheList => cache::list(context, task),
         Action::CacheInfo => cache::info(context, task),
         Action::CacheClean => cache::clean(context, task),
+        Action::AdminMounts => admin::mounts(context, task),
+        Action::AdminJobs => admin::jobs(context, task),
+        Action::AdminLeases => admin::leases(context, task),
+        Action::AdminUnmount => admin::unmount(context, task),
         Action::Completion => completion(context, task),
         // Groups, help and version end in the parser.
         Action::Group | Action::Help | Action::Version => Ok(()),

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::{Context, order, until_interrupted};
 use crate::{
     cli::{Settings, Task},
-    daemon::{self, Daemon, Order},
+    daemon::{self, Daemon, DeliveredImage, Kind, Order, Wish},
+    delivered,
     failure::Failure,
     output::{
         info,
@@ -56,8 +57,17 @@ pub fn fetch(context: &Context<'_>, order: &Order, target: &Target, failed: &str
     daemon::block_on(until_interrupted(async {
         let mut report = PullReport::new(Purpose::File);
         let done = daemon.pull(order, failed, &mut report).await?;
-        let opened = daemon.open_ticket(done.ticket)?;
-        target.write(&opened.file).await?;
+        let opened = daemon.open_ticket(done.ticket, Wish::SifOnly)?;
+        let copy = target.write(&opened.file).await?;
+        // A daemon of one's own mounts nothing, so nobody would ask.
+        if daemon.kind() != Kind::User && !done.image_key.is_empty() {
+            let image = DeliveredImage {
+                reference: order.uri.reference.to_string(),
+                platform: order.platform_text(),
+                image_key: done.image_key,
+            };
+            delivered::remember(context.environment, &copy, image);
+        }
         verbose!("Fetched {}, reused {}", size_text(done.fetched_bytes), size_text(done.reused_bytes));
         Ok(())
     }))?;

@@ -20,7 +20,7 @@ use std::{
 };
 
 pub use choose::{Choice, Kind};
-pub use images::OpenedSif;
+pub use images::{DeliveredImage, OpenedSif, Wish};
 pub use pull::{Order, Reporter};
 pub use rpc::{block_on, connect, rpc_failure};
 use sctl_sys::{peer, scm};

@@ -3,9 +3,11 @@
 //! Everything here goes to stderr; results, tables and prompts are printed to
 //! stdout by the commands themselves.
 
+mod date;
 pub mod progress;
 pub mod prompt;
 mod size;
+mod table;
 
 use std::{
     fmt,
@@ -13,7 +15,9 @@ use std::{
     sync::atomic::{AtomicBool, AtomicI8, Ordering},
 };
 
+pub use date::{date_text, duration_text};
 pub use size::size_text;
+pub use table::Table;
 
 use crate::failure::{Failure, Severity};
 

@@ -36,6 +36,8 @@ pub struct Image {
 pub enum RootSource {
     /// In a file, as squashfs.
     Squashfs(Partition),
+    /// The same, mounted by the daemon and detached.
+    Mounted(OwnedFd, Partition),
     /// In a directory of the host.
     Directory(PathBuf),
 }
@@ -58,12 +60,16 @@ impl Image {
                 let name = path.file_name().unwrap_or(OsStr::new("/")).to_owned();
                 Ok(Self { name, root: RootSource::Directory(path.clone()), path, launch: None })
             }
-            ImageSource::Sif { file, path, name } => {
+            ImageSource::Sif { file, path, name, mount } => {
                 let (partition, launch) = open_file(file).map_err(|mut failure| {
                     failure.message = format!("Unable to open image {}: {}", path.display(), failure.message);
                     failure
                 })?;
-                Ok(Self { path, name, root: RootSource::Squashfs(partition), launch })
+                let root = match mount {
+                    Some(mount) => RootSource::Mounted(mount, partition),
+                    None => RootSource::Squashfs(partition),
+                };
+                Ok(Self { path, name, root, launch })
             }
         }
     }

@@ -5,8 +5,9 @@
 //!
 //! 1. look at the image and at who calls, while the host is still in view;
 //! 2. new user namespace, with the caller's own ids and nobody else's;
-//! 3. for a SIF, the FUSE server: a process of its own, outside of the
-//!    namespaces that follow, which ends when the last of them does;
+//! 3. for a SIF that the daemon has not mounted, the FUSE server: a process of
+//!    its own, outside of the namespaces that follow, which ends when the last
+//!    of them does;
 //! 4. new PID namespace, if asked for, and PID 1 in it;
 //! 5. new mount namespace; the root is put together beside the old one;
 //! 6. into the new root, no capabilities, no way to gain any, execute.
@@ -46,7 +47,11 @@ use sctl_sys::{
     proc,
 };
 
-use crate::{failure::Failure, fuse, output::warning};
+use crate::{
+    failure::{Failure, reason},
+    fuse::{self, Partition},
+    output::{verbose, warning},
+};
 use environment::{Facts, Forwarded};
 use identity::Identity;
 use image::{Image, RootSource};
@@ -100,8 +105,7 @@ pub fn launch(request: LaunchRequest) -> Result<Infallible, Failure> {
     )?;
     // While places are made, only the modes asked for count.
     let mask = umask(Mode::from_raw_mode(0o022));
-    let served = matches!(origin, Origin::Fuse(_));
-    let root = assemble(origin, &options, &Host { caller: &caller, cwd: cwd.as_ref() })?;
+    let Assembled { root, served } = assemble(origin, &options, &Host { caller: &caller, cwd: cwd.as_ref() })?;
     mount::pivot_into(&root, mount::Beside::Overmounted)
         .map_err(|error| Failure::new("Unable to change to the image's root").source(&error))?;
     drop(root);
@@ -128,17 +132,25 @@ pub fn launch(request: LaunchRequest) -> Result<Infallible, Failure> {
 enum Origin {
     Directory(PathBuf),
     Fuse(fuse::Server),
+    /// Mounted by the daemon.
+    Mounted {
+        mount: OwnedFd,
+        /// To serve it over FUSE if that mount cannot be used.
+        partition: Partition,
+        server: fuse::ServerOptions,
+    },
 }
 
 impl Origin {
     fn prepare(source: RootSource, options: &LaunchOptions, caller: &Identity) -> Result<Self, Failure> {
+        // Only what belongs to somebody mapped can be changed in an overlay,
+        // so what is the image's root's becomes the caller's.
+        let server = fuse::ServerOptions { root_is: options.writable_tmpfs.then_some((caller.uid, caller.gid)) };
         Ok(match source {
             RootSource::Directory(path) => Self::Directory(path),
+            RootSource::Mounted(mount, partition) => Self::Mounted { mount, partition, server },
             RootSource::Squashfs(partition) => {
-                // Only what belongs to somebody mapped can be changed in an
-                // overlay, so what is the image's root's becomes the caller's.
-                let root_is = options.writable_tmpfs.then_some((caller.uid, caller.gid));
-                let mut server = fuse::Server::start(partition, fuse::ServerOptions { root_is })?;
+                let mut server = fuse::Server::start(partition, server)?;
                 if options.pid {
                     // What follows is another process.
                     server.settle()?;
@@ -148,35 +160,79 @@ impl Origin {
         })
     }
 
-    fn mount(self) -> Result<OwnedFd, Failure> {
-        match self {
-            Self::Fuse(server) => server.mount(),
+    /// Attaches the image inside of `session`, the tmpfs over the old root.
+    fn attach(self, session: OwnedFd) -> Result<Attached, Failure> {
+        let unable = |error: io::Error| namespace::forbidden("Unable to mount the image", &error);
+        let place = make_directory(&session, IMAGE).map_err(unable)?;
+        let (image, served) = match self {
+            Self::Mounted { mount, partition, server } => match mount::attach(&mount, &place) {
+                Ok(()) => return Ok(Attached { image: mount, session, served: false }),
+                Err(error) => {
+                    verbose!("The image is served over FUSE: its mount cannot be used here: {}", reason(&error));
+                    return serve_late(partition, server);
+                }
+            },
+            Self::Fuse(server) => (server.mount()?, true),
             Self::Directory(path) => {
                 let attributes = MountAttributes::READ_ONLY | MountAttributes::NO_SUID | MountAttributes::NO_DEV;
-                image::clone_directory(&path)
+                let tree = image::clone_directory(&path)
                     .and_then(|tree| mount::restrict(&tree, attributes, true).map(|()| tree))
                     .map_err(|error| {
                         namespace::forbidden(&format!("Unable to mount the image {}", path.display()), &error)
-                    })
+                    })?;
+                (tree, false)
             }
-        }
+        };
+        mount::attach(&image, place).map_err(unable)?;
+        Ok(Attached { image, session, served })
     }
 }
 
-/// Puts the new root together and returns it. It is mounted inside of the
-/// session's tmpfs, which is mounted over the old root.
-fn assemble(origin: Origin, options: &LaunchOptions, host: &Host<'_>) -> Result<OwnedFd, Failure> {
+/// Serves the image over FUSE, now that the session's tmpfs is over the root
+/// already. The server has to stay outside of the mount namespace whose end is
+/// its own, so it gets the present one, and the container one more.
+fn serve_late(partition: Partition, options: fuse::ServerOptions) -> Result<Attached, Failure> {
+    let server = fuse::Server::start(partition, options)?;
+    namespace::enter_others(Namespaces::MOUNT)?;
+    let unable = |error: io::Error| namespace::forbidden("Unable to mount the image", &error);
+    let open = |dir: &OwnedFd, name| rustix::fs::openat(dir, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    // This namespace has mounts of its own: `..` of the root is what covers it.
+    let session = rustix::fs::open(c"/..", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| unable(errno.into()))?;
+    let place = open(&session, IMAGE).map_err(|errno| unable(errno.into()))?;
+    let image = server.mount()?;
+    mount::attach(&image, place).map_err(unable)?;
+    Ok(Attached { image, session, served: true })
+}
+
+/// Where the session's tmpfs has the image.
+const IMAGE: &str = "image";
+
+/// The image, in its place below the session's tmpfs.
+struct Attached {
+    image: OwnedFd,
+    session: OwnedFd,
+    /// Its files come from a FUSE server.
+    served: bool,
+}
+
+/// The new root, ready to be entered.
+struct Assembled {
+    root: OwnedFd,
+    /// As in [`Attached`].
+    served: bool,
+}
+
+/// Puts the new root together. It is mounted inside of the session's tmpfs,
+/// which is mounted over the old root.
+fn assemble(origin: Origin, options: &LaunchOptions, host: &Host<'_>) -> Result<Assembled, Failure> {
     let fail = |what: &'static str| move |error: io::Error| namespace::forbidden(what, &error);
     mount::make_everything_slave().map_err(fail("Unable to separate mounts from the host's"))?;
     let quiet = MountAttributes::NO_SUID | MountAttributes::NO_DEV;
     let session = [(c"source", Some(c"sctl")), (c"size", Some(SESSION_SIZE)), (c"mode", Some(c"0755"))];
     let session = mount::new_filesystem(c"tmpfs", &session, quiet).map_err(fail("Unable to mount a tmpfs"))?;
     mount::attach_over_root(&session).map_err(fail("Unable to mount a tmpfs"))?;
-    let served = matches!(origin, Origin::Fuse(_));
-    let image = origin.mount()?;
-    make_directory(&session, "image")
-        .and_then(|place| mount::attach(&image, place))
-        .map_err(fail("Unable to mount the image"))?;
+    let Attached { image, session, served } = origin.attach(session)?;
     let (root, writable) = match options.writable_tmpfs.then(|| overlay::over(&image, &session)) {
         None => (image, false),
         Some(Ok(overlay)) => (overlay, true),
@@ -192,7 +248,8 @@ fn assemble(origin: Origin, options: &LaunchOptions, host: &Host<'_>) -> Result<
         }
     }
     mounts::mount_all(&mut root, options, host)?;
-    root.finish().map_err(fail("Unable to make the root read-only"))
+    let root = root.finish().map_err(fail("Unable to make the root read-only"))?;
+    Ok(Assembled { root, served })
 }
 
 /// Makes a directory and opens it.

@@ -4,7 +4,7 @@
 //! parts, environment variables of options have been read, relative paths of
 //! the host are absolute.
 
-use std::{ffi::OsString, fs::File, path::PathBuf};
+use std::{ffi::OsString, fs::File, os::fd::OwnedFd, path::PathBuf};
 
 use crate::flavour::Flavour;
 
@@ -50,6 +50,9 @@ pub enum ImageSource {
         path: PathBuf,
         /// Base name for the `*_NAME` variables and the prompt.
         name: OsString,
+        /// Its file system as the daemon mounted it, detached; without one it
+        /// is served over FUSE.
+        mount: Option<OwnedFd>,
     },
     /// A directory that is a root file system; absolute.
     Directory {
