@@ -5,6 +5,7 @@
 
 mod run;
 mod stage;
+mod start;
 
 fn main() {
     // `cargo bench` passes `--bench`; what remains names benchmarks.
@@ -25,6 +26,9 @@ fn main() {
     }
     if wanted("exec") {
         run::exec(&mut report);
+    }
+    if wanted("start") {
+        start::start(&mut report);
     }
     if wanted("read") {
         run::read(&mut report);

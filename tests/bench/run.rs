@@ -28,12 +28,12 @@ const ROUNDS: usize = 5;
 pub struct Report(Vec<(String, f64, String, bool)>);
 
 impl Report {
-    fn at_most(&mut self, what: &str, ratio: f64, target: f64) {
+    pub fn at_most(&mut self, what: &str, ratio: f64, target: f64) {
         println!("{what}: {ratio:.3}");
         self.0.push((what.to_owned(), ratio, format!("≤ {target}"), ratio <= target));
     }
 
-    fn at_least(&mut self, what: &str, ratio: f64, target: f64) {
+    pub fn at_least(&mut self, what: &str, ratio: f64, target: f64) {
         println!("{what}: {ratio:.3}");
         self.0.push((what.to_owned(), ratio, format!("≥ {target}"), ratio >= target));
     }
@@ -47,7 +47,7 @@ impl Report {
     }
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
+pub fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times[times.len() / 2].as_secs_f64()
 }
@@ -78,20 +78,20 @@ fn big() -> Image {
     image
 }
 
-struct Subject {
+pub struct Subject {
     name: &'static str,
     image: Image,
     layout: Scratch,
 }
 
 impl Subject {
-    fn new(name: &'static str, image: Image) -> Self {
+    pub fn new(name: &'static str, image: Image) -> Self {
         let layout = Scratch::new();
         image.write_layout(layout.path(), "t");
         Self { name, image, layout }
     }
 
-    fn seed(&self, registry: &Registry) -> String {
+    pub fn seed(&self, registry: &Registry) -> String {
         registry.push(self.layout.path(), "t", &format!("{}:1", self.name));
         registry.reference(&format!("{}:1", self.name))
     }
