@@ -34,13 +34,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     [ -z "${made_policy:-}" ] || rm -f $policy
 fi
 
-for user in sctl sctl-test-a sctl-test-b; do
+for user in sctl sctl-mount sctl-test-a sctl-test-b; do
     id "$user" >/dev/null 2>&1 && continue
-    if [ "$user" = sctl ]; then
-        useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user"
-    else
-        useradd --create-home --shell /bin/bash "$user"
-    fi
+    case $user in
+    sctl-test-*) useradd --create-home --shell /bin/bash "$user" ;;
+    *) useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin "$user" ;;
+    esac
 done
 getent group sctl-admin >/dev/null || groupadd --system sctl-admin
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const CONVERTER_VERSION: u32 = 1;
 
 /// Version of the `/.singularity.d` tree and of the SIF's data objects.
-pub const METADATA_VERSION: u32 = 1;
+pub const METADATA_VERSION: u32 = 2;
 
 /// Compressor of squashfs blocks, with its level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -55,8 +55,32 @@ pub struct Config {
     pub proxy: ProxyConfig,
     /// Hard limits on images.
     pub limits: Limits,
+    /// Kernel mounts, in system mode.
+    pub mount: MountConfig,
     /// Log output.
     pub log: LogConfig,
+}
+
+/// Section `[mount]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MountConfig {
+    /// Hand out kernel mounts of images where that is possible.
+    pub enabled: bool,
+    /// Users share one mount of an image where that is harmless.
+    pub share: bool,
+    /// Map ids of mounts where the kernel can.
+    pub idmapped: bool,
+    /// Unmount an image that nobody has asked for so long.
+    pub idle_seconds: u64,
+    /// Images that the containers of one user may keep mounted.
+    pub max_per_user: usize,
+    /// Images that may be mounted at the same time.
+    pub max: u32,
+    /// User that the mount helper runs as.
+    pub helper_user: String,
+    /// Where images are mounted, in a mount namespace of the daemon's own.
+    pub slots_dir: PathBuf,
 }
 
 /// Section `[proxy]`.
@@ -96,6 +120,21 @@ pub enum LogFormat {
     Json,
 }
 
+impl Default for MountConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            share: true,
+            idmapped: true,
+            idle_seconds: 60,
+            max_per_user: 64,
+            max: 256,
+            helper_user: "sctl-mount".to_owned(),
+            slots_dir: PathBuf::from("/run/sctl/slots"),
+        }
+    }
+}
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self { format: LogFormat::Auto, level: "info".to_owned() }
@@ -122,6 +161,7 @@ impl Default for Config {
             ca_files: Vec::new(),
             proxy: ProxyConfig::default(),
             limits: Limits::default(),
+            mount: MountConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -213,6 +253,15 @@ impl Config {
         if let Some(file) = config.ca_files.iter().find(|file| !file.is_absolute()) {
             return wrong("ca_files", file.display().to_string(), "must hold absolute paths");
         }
+        if config.mount.max_per_user == 0 {
+            return wrong("max_per_user", "0".to_owned(), "must be 1 or more");
+        }
+        if config.mount.max == 0 || config.mount.max > 4096 {
+            return wrong("max ", config.mount.max.to_string(), "must be 1 to 4096");
+        }
+        if !config.mount.slots_dir.is_absolute() {
+            return wrong("slots_dir", config.mount.slots_dir.display().to_string(), "must be absolute");
+        }
         // Manifest and config travel to the broker in one message.
         if config.limits.max_manifest_bytes > 8 << 20 {
             return wrong("max_manifest_bytes", config.limits.max_manifest_bytes.to_string(), "must be 8 MiB at most");
@@ -261,6 +310,15 @@ https = "http://proxy:3128"
 no_proxy = "localhost"
 [limits]
 max_layers = 7
+[mount]
+enabled = false
+share = false
+idmapped = false
+idle_seconds = 5
+max_per_user = 2
+max = 9
+helper_user = "nobody"
+slots_dir = "/run/slots"
 [log]
 format = "json"
 level = "debug"
@@ -268,6 +326,7 @@ level = "debug"
         let config = Config::parse(text, Path::new("x")).unwrap();
         assert_eq!(config.compression, Compression::Gzip { level: 6 });
         assert_eq!((config.limits.max_layers, config.limits.max_ratio), (7, Limits::default().max_ratio));
+        assert_eq!((config.mount.max, config.mount.slots_dir.as_path()), (9, Path::new("/run/slots")));
         assert_eq!((config.log.format, config.idle_seconds), (LogFormat::Json, Some(5)));
     }
 
@@ -283,6 +342,9 @@ level = "debug"
             ("cache_dir = \"relative\"\n", 1, "must be absolute"),
             ("[limits]\nmax_manifest_bytes = 99999999\n", 2, "8 MiB"),
             ("max_layer_jobs = 0\n", 1, "1 to 64"),
+            ("[mount]\nmax_per_user = 0\n", 2, "1 or more"),
+            ("[mount]\nmax_per_user = 1\nmax = 5000\n", 3, "1 to 4096"),
+            ("[mount]\nslots_dir = \"run\"\n", 2, "must be absolute"),
         ];
         for (text, line, part) in cases {
             let message = error(text);

@@ -10,6 +10,7 @@ pub mod config;
 mod connection;
 pub mod logs;
 mod mount_socket;
+mod mounts;
 mod server;
 mod service;
 mod settings;
@@ -18,6 +19,7 @@ mod wire;
 
 pub use config::{Config, ConfigError};
 pub use connection::group_id;
+pub use mounts::{PreparedMounts, prepare_mounts};
 pub use server::{Ended, ServeError, ServerOptions, serve};
 pub use settings::{Arguments, Internal, Mode, Settings, SettingsError};
 pub use sockets::{SocketError, Sockets};

@@ -5,7 +5,9 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use sctl_daemon::{Arguments, Internal, Mode, ServerOptions, Settings, Sockets, logs, serve};
+use sctl_daemon::{
+    Arguments, Internal, Mode, PreparedMounts, ServerOptions, Settings, Sockets, logs, prepare_mounts, serve,
+};
 use sctl_engine::{Broker, BrokerOptions, JobUser, Network, registry::Proxies};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,8 +15,10 @@ use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Internal::Job { fds }) = arguments.command {
-        return sctl_engine::job::main(fds);
+    match arguments.command {
+        Some(Internal::Job { fds }) => return sctl_engine::job::main(fds),
+        Some(Internal::MountHelper) => return sctl_engine::mount::helper_main(),
+        None => {}
     }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,9 +44,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     std::env::set_current_dir("/").context("cannot change to /")?;
     raise_open_files();
+    // Before there are threads: they would stay in the host's mount namespace.
+    let mounts = prepare_mounts(&settings);
 
     let sockets = Sockets::open(&settings, inherited)?;
-    let (engine, admin_gid) = open_engine(&settings)?;
+    let (engine, admin_gid) = open_engine(&settings, mounts)?;
     let options = ServerOptions {
         mode: settings.mode,
         admin_gid,
@@ -94,7 +100,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-fn open_engine(settings: &Settings) -> anyhow::Result<(Broker, Option<u32>)> {
+fn open_engine(settings: &Settings, mounts: PreparedMounts) -> anyhow::Result<(Broker, Option<u32>)> {
     let config = &settings.config;
     let (job_user, admin_gid) = match settings.mode {
         Mode::User { .. } => (None, None),
@@ -121,7 +127,7 @@ fn open_engine(settings: &Settings) -> anyhow::Result<(Broker, Option<u32>)> {
         },
         ca_files: config.ca_files.iter().cloned().chain(environment(&["SSL_CERT_FILE"]).map(Into::into)).collect(),
     };
-    let engine = Broker::open(BrokerOptions {
+    let options = BrokerOptions {
         cache_dir: settings.cache_dir.clone(),
         user_mode: settings.mode.is_user(),
         compression: config.compression,
@@ -136,8 +142,8 @@ fn open_engine(settings: &Settings) -> anyhow::Result<(Broker, Option<u32>)> {
         limits: config.limits,
         job_user,
         network,
-    })
-    .context("cannot open the cache")?;
+    };
+    let engine = Broker::open(options, mounts).context("cannot open the cache")?;
     Ok((engine, admin_gid))
 }
 

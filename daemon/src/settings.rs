@@ -45,6 +45,9 @@ pub enum Internal {
         /// How many descriptors it was given
         fds: usize,
     },
+    /// Locks mounts; speaks to the daemon over descriptor 3
+    #[command(hide = true)]
+    MountHelper,
 }
 
 /// Whom the daemon serves.

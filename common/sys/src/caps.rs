@@ -29,6 +29,25 @@ pub fn drop_all() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives up every capability but `CAP_SYS_ADMIN`, which is kept for use by
+/// this program alone: what it executes gets none.
+///
+/// # Errors
+/// As [`drop_all`].
+pub fn keep_mount_administration() -> io::Result<()> {
+    empty_bounding_set()?;
+    rustix::thread::clear_ambient_capability_set()?;
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: CapabilitySet::SYS_ADMIN,
+            permitted: CapabilitySet::SYS_ADMIN,
+            inheritable: CapabilitySet::empty(),
+        },
+    )?;
+    Ok(())
+}
+
 fn empty_bounding_set() -> io::Result<()> {
     for number in 0..=MAX_CAPABILITY {
         let capability = CapabilitySet::from_bits_retain(1 << number);

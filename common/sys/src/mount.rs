@@ -364,6 +364,22 @@ pub fn is_mount_root(fd: impl AsFd) -> io::Result<bool> {
     Ok(found.stx_attributes.contains(root))
 }
 
+/// Makes `root`, an attached mount, the root directory of this process and
+/// detaches the old root with all beneath. Unlike [`pivot_into`] it never
+/// settles for less.
+///
+/// # Privileges
+/// `CAP_SYS_ADMIN` in the user namespace that owns the mount namespace.
+///
+/// # Errors
+/// As `pivot_root(2)` and `umount(2)`.
+pub fn pivot_alone(root: impl AsFd) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    rustix::process::pivot_root(c".", c".")?;
+    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir(c"/")?)
+}
+
 /// Identifies the mount that a descriptor belongs to, within this boot.
 ///
 /// # Errors

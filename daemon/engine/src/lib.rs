@@ -13,6 +13,7 @@ pub mod cache;
 mod failure;
 pub mod job;
 pub mod metadata;
+pub mod mount;
 mod pull;
 pub mod registry;
 

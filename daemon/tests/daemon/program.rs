@@ -178,6 +178,7 @@ fn sockets_of_a_service_manager_are_used_and_left_alone() {
         fds: &[stream.as_fd(), packet.as_fd()],
         stderr: None,
         identity: None,
+        powers: spawn::Powers::None,
     })
     .unwrap();
     let (runtime, mut client) = client(&socket);

@@ -189,6 +189,9 @@ mod tests {
             config: Digest::of(b"config"),
             platform: "arm/v7".parse().unwrap(),
             profile_id: "p".to_owned(),
+            partition: None,
+            special_files: false,
+            ids: None,
             layers: Vec::new(),
         }
     }

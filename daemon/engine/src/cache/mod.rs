@@ -24,6 +24,7 @@ mod model;
 mod publish;
 mod record;
 mod recover;
+mod rights;
 mod stage;
 mod state;
 #[cfg(test)]
@@ -34,6 +35,7 @@ use std::{
     collections::HashMap,
     fmt,
     fs::File,
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -52,7 +54,7 @@ pub use host::HostId;
 pub use inventory::{CacheTotals, EntryInfo, Viewer};
 pub use lookup::{ImageFile, Lease, PackFile};
 pub(crate) use model::INSECURE_SCHEME;
-pub use model::{EntryId, FileKind, Grant, Grants, ImageKey, ImageLayer, ImageMeta, PackMeta};
+pub use model::{EntryId, FileKind, Grant, Grants, ImageKey, ImageLayer, ImageMeta, PackMeta, Partition};
 pub use publish::Published;
 pub use stage::{Sealed, StageKind, Staged};
 
@@ -146,6 +148,7 @@ struct Inner {
     /// Bytes that running jobs are still going to write.
     reserved: AtomicU64,
     state: state::State,
+    rights: rights::Rights,
     worker: worker::Worker,
     _lock: File,
 }
@@ -182,6 +185,7 @@ impl Cache {
         let last_used = std::mem::take(&mut rows.last_used);
         let inner = Arc::new(Inner {
             state: state::State::new(rows, &id.boot_id),
+            rights: rights::Rights::default(),
             worker: worker::Worker::new(options.sync_delay),
             dirs,
             id,
@@ -210,6 +214,11 @@ impl Cache {
     /// The cache's folder, for display only.
     pub fn path(&self) -> &Path {
         &self.inner.dirs.path
+    }
+
+    /// The cache's folder, for inspection.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.inner.dirs.root.as_fd()
     }
 
     /// Whom it serves.

@@ -38,6 +38,11 @@ impl Grants {
         self.0.contains(&Grant::Public)
     }
 
+    /// All of them: everybody's first, then users' by uid.
+    pub fn iter(&self) -> impl Iterator<Item = Grant> {
+        self.0.iter().copied()
+    }
+
     /// The users who earned a grant of their own, ascending.
     pub fn uids(&self) -> impl Iterator<Item = u32> {
         self.0.iter().filter_map(|grant| match grant {
@@ -74,6 +79,11 @@ impl ImageKey {
     /// Reads what [`Display`](fmt::Display) writes: 64 lower-case hex digits.
     pub fn parse(hex: &str) -> Option<Self> {
         format!("sha256:{hex}").parse().ok().map(Self)
+    }
+
+    /// The key whose digest this is.
+    pub(crate) const fn of_digest(digest: Digest) -> Self {
+        Self(digest)
     }
 
     /// The digest itself.
@@ -142,6 +152,15 @@ pub struct ImageLayer {
     pub size_bytes: u64,
 }
 
+/// Where the root file system of an image lies in its SIF, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    /// From the start of the file: a multiple of 4,096.
+    pub offset: u64,
+    /// With the padding behind it: a multiple of 4,096.
+    pub len: u64,
+}
+
 /// Scheme of the origin of images that came over a line that nobody vouches
 /// for, under a name that belongs to somebody.
 pub(crate) const INSECURE_SCHEME: &str = "docker-insecure";
@@ -169,6 +188,17 @@ pub struct ImageMeta {
     pub profile_id: String,
     /// From the lowest up.
     pub layers: Vec<ImageLayer>,
+    /// What a kernel mount needs to know; none for images of versions that
+    /// did not note it.
+    #[serde(default)]
+    pub partition: Option<Partition>,
+    /// It has FIFOs: users who share its inodes would share them.
+    #[serde(default)]
+    pub special_files: bool,
+    /// All user and group ids of its files, ascending; none if they are too
+    /// many to list, or were not noted.
+    #[serde(default)]
+    pub ids: Option<Vec<u32>>,
 }
 
 /// What is written beside a file.

@@ -68,6 +68,7 @@ impl Cache {
             self.publish_blob(&Digest::of(bytes), bytes)?;
         }
         let published = self.inner.publish(sealed, meta, grant)?;
+        self.inner.rights.learn_of(meta, &Grants::of(grant));
         self.inner.name_in_index(meta);
         failpoint_at("publish_image", "after_index");
         Ok(published)
@@ -89,7 +90,9 @@ impl Cache {
     /// [`CacheError::Io`]. The old grants stand then.
     pub fn add_image_grant(&self, key: &ImageKey, grant: Grant, reference: Option<&str>) -> Result<bool, CacheError> {
         let mut renamed = None;
+        let mut learned = None;
         let found = self.inner.amend::<ImageMeta>(&key.to_string(), |record| {
+            learned = Some(record.meta.clone());
             let granted = record.grants.add(grant);
             let named = reference.is_some_and(|reference| add_reference(&mut record.meta.references, reference));
             if named {
@@ -97,6 +100,9 @@ impl Cache {
             }
             granted | named
         })?;
+        if let Some(meta) = learned {
+            self.inner.rights.learn_of(&meta, &Grants::of(grant));
+        }
         if let Some(meta) = renamed {
             self.inner.name_in_index(&meta);
         }
@@ -190,7 +196,11 @@ impl Inner {
                 let stem = pack_stem(diff_id, profile_id);
                 self.remove_files(PackMeta::KIND, &stem, &self.publishing())?;
             }
-            EntryId::Image(key) => self.remove_files(ImageMeta::KIND, &key.to_string(), &self.publishing())?,
+            EntryId::Image(key) => {
+                let publishing = self.publishing();
+                self.rights.forget(key);
+                self.remove_files(ImageMeta::KIND, &key.to_string(), &publishing)?;
+            }
         }
         self.state.forget(id);
         Ok(())

@@ -15,6 +15,7 @@ impl Inner {
     pub(super) fn recover(&self, last_used: &BTreeMap<String, i64>) -> Result<(), CacheError> {
         self.recover_kind::<PackMeta>(last_used)?;
         let images = self.recover_kind::<ImageMeta>(last_used)?;
+        images.iter().for_each(|record| self.rights.learn(record));
         for blob in self.scan_blobs()? {
             let id = EntryId::Blob(blob.digest);
             let known = last_used.get(&id.to_string()).copied().unwrap_or(0);

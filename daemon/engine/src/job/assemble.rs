@@ -20,11 +20,19 @@ use super::{
 };
 use crate::{
     Failure, NoticeLevel, Stage,
+    cache::Partition,
     metadata::{Addition, AdditionKind, Metadata, Rule, Source},
 };
 
 /// Small pieces are gathered to writes of this many bytes.
 const BUFFER: usize = 1 << 20;
+
+/// The partition ends at a multiple of this: a loop device needs 4,096, and
+/// everybody on the host can read how large the device is.
+const PARTITION_ALIGNMENT: u64 = 1 << 20;
+
+/// Ids that are worth listing; images have a few dozen at most.
+const MAX_IDS: usize = 4096;
 
 /// Runs shorter than this go through the buffer: a system call of their own
 /// would cost more than copying them.
@@ -75,16 +83,26 @@ pub(super) fn run(start: AssembleStart, files: Vec<File>, reporter: &Reporter) -
     let written = |error: &io::Error| Failure::io("cannot write the SIF", error);
     output.flush().map_err(|error| written(&error))?;
 
-    builder.finish_partition(slot, summary.image_bytes, metadata.arch).map_err(sif_error)?;
+    let offset = slot.offset;
+    let len = summary.image_bytes.next_multiple_of(PARTITION_ALIGNMENT);
+    builder.finish_partition(slot, len, metadata.arch).map_err(sif_error)?;
     let layout = builder.finish().map_err(sif_error)?;
     for piece in &layout.pieces {
         sif.write_all_at(&piece.bytes, piece.offset).map_err(|error| written(&error))?;
     }
+    // The padding is a hole: it costs nothing on the disk.
+    sif.set_len(layout.file_size).map_err(|error| written(&error))?;
     if summary.devices > 0 {
         let text = format!("{} device node(s) of the image are left out", summary.devices);
         reporter.tell(NoticeLevel::Verbose, text);
     }
-    Ok(Report::Assembled { size: layout.file_size })
+    let ids = tree.ids();
+    Ok(Report::Assembled {
+        size: layout.file_size,
+        partition: Partition { offset, len },
+        special_files: tree.fifo_count() > 0,
+        ids: (ids.len() <= MAX_IDS).then(|| ids.into_iter().collect()),
+    })
 }
 
 /// A failure with all its causes; a full disk among them is what counts.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     Failure, Notice, Stage,
-    cache::ImageKey,
+    cache::{ImageKey, Partition},
     registry::{BlobSource, Credentials, Proxies, Session},
 };
 
@@ -150,7 +150,13 @@ pub(crate) enum Report {
     /// had to be.
     Packed { fetched_bytes: u64, tar_bytes: u64, pack_bytes: u64 },
     /// Ends an assemble job: the SIF is complete.
-    Assembled { size: u64 },
+    Assembled {
+        size: u64,
+        partition: Partition,
+        special_files: bool,
+        /// None if they are too many.
+        ids: Option<Vec<u32>>,
+    },
     /// Ends any job that failed.
     Failed(Failure),
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     Failure, PullJob, Stage,
-    cache::{EntryId, Grant, ImageKey, ImageLayer, ImageMeta, StageKind},
+    cache::{Cache, EntryId, Grant, ImageKey, ImageLayer, ImageMeta, StageKind},
     job::protocol::{AssembleStart, Base64, Report, Start},
 };
 
@@ -101,7 +101,9 @@ pub(super) async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Res
     // A pack is about as large as its blob, and the SIF as all packs.
     let copies = if inner.options().keep_blobs && spec.private.is_none() { 2 } else { 1 };
     let need_bytes = missing_bytes.saturating_mul(copies).saturating_add(all_bytes);
-    let mut reservation = inner.with_cache(move |cache| cache.check_space(need_bytes, &|_| false)).await?;
+    let mounts = Arc::clone(&inner);
+    let check = move |cache: &Cache| cache.check_space(need_bytes, &|id| mounts.in_use(id));
+    let mut reservation = inner.with_cache(check).await?;
 
     let layers = try_join_all(spec.layers().map(|layer| layer::get(&inner, layer, &board))).await?;
     reservation.set_remaining(all_bytes);
@@ -150,13 +152,13 @@ async fn assemble(
         threads: inner.options().job_threads(),
     }));
     let mut process = inner.launcher.start("that assembles the image".to_owned(), &start, fds).await?;
-    let size = loop {
+    let (size, partition, special_files, ids) = loop {
         match process.next().await.map_err(failed)? {
             Report::Notice(notice) => board.notice(notice),
             Report::Progress { stage: Stage::Assemble, done_bytes, total_bytes } => {
                 board.progress(Stage::Assemble, None, done_bytes, total_bytes, false);
             }
-            Report::Assembled { size } => break size,
+            Report::Assembled { size, partition, special_files, ids } => break (size, partition, special_files, ids),
             _ => return Err(process.unexpected()),
         }
     };
@@ -182,6 +184,9 @@ async fn assemble(
                 size_bytes: layer.source.size,
             })
             .collect(),
+        partition: Some(partition),
+        special_files,
+        ids,
     };
     let (manifest, config) = (manifest.bytes.0.clone(), spec.plan.config.clone());
     let (grant, private) = (spec.image_grant, spec.private.is_some());

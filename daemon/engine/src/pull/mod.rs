@@ -17,6 +17,7 @@ mod flight;
 mod image;
 mod layer;
 mod live;
+mod open;
 mod options;
 mod rate;
 mod resolve;
@@ -55,6 +56,7 @@ use crate::{
     PullJob,
     cache::{Cache, CacheError, CacheMode, CacheOptions, EntryId, EntryInfo, Grant, Viewer},
     job::{process::Launcher, protocol::Access},
+    mount::{MountOptions, Mounts, Slots as MountSlots, Unavailable},
     registry::{Credentials, Session},
 };
 
@@ -99,6 +101,7 @@ struct Inner {
     delivered: Delivered,
     /// Pulls under way, by user.
     pulls: Mutex<HashMap<u32, usize>>,
+    mounts: Result<Mounts, Unavailable>,
     /// No new work.
     closing: AtomicBool,
     /// Running work is to end now.
@@ -106,14 +109,19 @@ struct Inner {
 }
 
 impl Broker {
-    /// Opens the cache and gets ready to start jobs.
+    /// Opens the cache and gets ready to start jobs, and to mount images in
+    /// the slots of `mounts` if there are any.
     ///
     /// # Privileges
-    /// With a job user: root's, to start processes as that user.
+    /// With a job user: root's, to start processes as that user. With slots:
+    /// root's, to mount.
     ///
     /// # Errors
     /// If the cache or a certificate file cannot be used.
-    pub fn open(options: BrokerOptions) -> Result<Self, Failure> {
+    pub fn open(
+        options: BrokerOptions,
+        mounts: Result<(MountSlots, MountOptions), Unavailable>,
+    ) -> Result<Self, Failure> {
         let live = Live::new(options.clone())?;
         let mode = if options.user_mode { CacheMode::User } else { CacheMode::System };
         let cache_options = CacheOptions {
@@ -133,10 +141,18 @@ impl Broker {
         let identity = options.job_user.map(|user| Identity { uid: user.uid, gid: user.gid });
         let launcher =
             Launcher::new(identity).map_err(|error| Failure::io("cannot start the thread that starts jobs", &error))?;
+        let mounts =
+            mounts.and_then(|(slots, options)| Mounts::start(slots, options, &cache_options.root, cache.root()));
+        if let Err(reason) = &mounts
+            && !options.user_mode
+        {
+            warn!(%reason, "no kernel mounts: containers use FUSE");
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 live,
                 cache,
+                mounts,
                 launcher,
                 resolves: Arc::default(),
                 images: Arc::default(),
@@ -202,37 +218,6 @@ impl Inner {
         match tokio::task::spawn_blocking(move || work(&inner.cache)).await {
             Ok(result) => Ok(result?),
             Err(error) => Err(Failure::internal("work on the cache failed").because(&error)),
-        }
-    }
-
-    /// Finds and opens what a caller has a right to.
-    async fn open(self: &Arc<Self>, caller: Caller, target: OpenTarget) -> Option<Opened> {
-        let (reference, platform) = match target {
-            OpenTarget::Ticket(ticket) => return self.tickets.redeem(caller.uid, &ticket),
-            OpenTarget::Image { reference, platform } => (reference, platform),
-            OpenTarget::Delivered { .. } => return None,
-        };
-        let inner = Arc::clone(self);
-        let open = move || -> Result<Option<Opened>, CacheError> {
-            let Some(lease) = inner.cache.lease(caller.uid, &reference.to_string(), &platform) else {
-                return Ok(None);
-            };
-            let image = inner.cache.find_image(&lease.key)?;
-            Ok(image.map(|image| {
-                let path = inner.cache.image_path(&lease.key);
-                Opened { key: Some(lease.key), ..Opened::new(image.file, lease.manifest, reference, path) }
-            }))
-        };
-        match tokio::task::spawn_blocking(open).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => {
-                warn!(caller.uid, error = %Failure::from(error), "cannot open an image");
-                None
-            }
-            Err(error) => {
-                warn!(caller.uid, %error, "cannot open an image");
-                None
-            }
         }
     }
 
@@ -316,13 +301,7 @@ impl Engine for Broker {
     }
 
     async fn open(&self, caller: Caller, target: OpenTarget, wish: MountWish) -> Option<Opened> {
-        let opened = self.inner.open(caller, target).await;
-        opened.map(|mut opened| {
-            if wish != MountWish::None {
-                opened.no_mount = Some("this daemon makes no kernel mounts".to_owned());
-            }
-            opened
-        })
+        self.inner.open(caller, target, wish).await
     }
 
     async fn cache_list(&self, caller: Caller) -> Result<Vec<CacheEntry>, Failure> {
@@ -378,7 +357,9 @@ impl Engine for Broker {
             return Err(Failure::new(ErrorKind::Denied, "only administrators may clean the system's cache")
                 .hint("ask a member of the administrators' group, or root"));
         }
-        let cleaned = self.inner.with_cache(move |cache| cache.clean(Viewer::All, dry_run, &|_| false)).await?;
+        let inner = Arc::clone(&self.inner);
+        let clean = move |cache: &Cache| cache.clean(Viewer::All, dry_run, &|id| inner.in_use(id));
+        let cleaned = self.inner.with_cache(clean).await?;
         Ok(CacheCleaned { removed: cleaned.removed.into_iter().map(entry).collect(), freed_bytes: cleaned.freed_bytes })
     }
 
@@ -406,7 +387,13 @@ impl Engine for Broker {
             warn!(jobs = self.inner.launcher.running(), "some jobs have not ended yet");
         }
         let inner = Arc::clone(&self.inner);
-        if let Err(error) = tokio::task::spawn_blocking(move || inner.tickets.expire_all()).await {
+        let last = move || {
+            inner.tickets.expire_all();
+            if let Ok(mounts) = &inner.mounts {
+                mounts.stop();
+            }
+        };
+        if let Err(error) = tokio::task::spawn_blocking(last).await {
             warn!(%error, "cannot close what was handed out");
         }
     }

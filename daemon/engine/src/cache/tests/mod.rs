@@ -55,6 +55,9 @@ pub(super) fn image_meta(name: &str, packs: &[&PackMeta]) -> ImageMeta {
         config: Digest::of(&config),
         platform: Platform::host(),
         profile_id: PROFILE.to_owned(),
+        partition: None,
+        special_files: false,
+        ids: None,
         layers: packs
             .iter()
             .map(|pack| ImageLayer { digest: pack.blobs[0], diff_id: pack.diff_id, size_bytes: 5000 })

@@ -1,0 +1,241 @@
+//! How superblocks come, are shared, and go.
+
+use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+
+use sctl_engine::{
+    MountWish,
+    mount::{MountOptions, NoMount},
+};
+
+use super::support::{World, abuse, can_mount, helper_that_dies_at, options, user, wait_until};
+
+fn nothing(_: &Path) {}
+
+fn device(mount: &std::os::fd::OwnedFd) -> u64 {
+    std::fs::File::from(mount.try_clone().unwrap()).metadata().unwrap().dev()
+}
+
+#[test]
+fn privileged_users_share_one_device() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let (one, two) = (world.image("one", nothing), world.image("two", nothing));
+    let a = world.mounts().attach(user("sctl-test-a"), &one.open(), MountWish::Shared).unwrap().mount;
+    let b = world.mounts().attach(user("sctl-test-b"), &one.open(), MountWish::Shared).unwrap().mount;
+    let other = world.mounts().attach(user("sctl-test-b"), &two.open(), MountWish::Shared).unwrap().mount;
+    assert_eq!(device(&a), device(&b));
+    assert_ne!(device(&a), device(&other));
+    assert_eq!((one.loop_devices().len(), two.loop_devices().len()), (1, 1));
+    let list = world.mounts().list();
+    let info = list.iter().find(|info| info.key == one.meta.key).unwrap();
+    assert!(info.shared && !info.held_by_clients && !info.adopted && info.private_for.is_none());
+    let mut users = vec![user("sctl-test-a").uid, user("sctl-test-b").uid];
+    users.sort_unstable();
+    assert_eq!((info.attached, &info.users, &info.references), (2, &users, &one.meta.references));
+    assert!(world.mounts().in_use(&one.meta.key));
+}
+
+#[test]
+fn privileged_an_idle_image_is_unmounted_and_its_device_freed() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(MountOptions { idle: Duration::from_millis(500), ..options() });
+    let image = world.image("idle", nothing);
+    let mount = world.mounts().attach(user("sctl-test-a"), &image.open(), MountWish::Shared).unwrap().mount;
+    wait_until("the broker lets go", || world.mounts().list().iter().all(|info| info.held_by_clients));
+    // The client's mount holds it, and works.
+    assert_eq!(image.loop_devices().len(), 1);
+    assert!(world.mounts().in_use(&image.meta.key));
+    assert_eq!(abuse(&mount, user("sctl-test-a"))["read a file"], "hello from idle");
+    // Asked for again, it is the same one.
+    let again = world.mounts().attach(user("sctl-test-b"), &image.open(), MountWish::Shared).unwrap().mount;
+    assert_eq!(device(&mount), device(&again));
+    drop((mount, again));
+    wait_until("it is forgotten", || !world.mounts().in_use(&image.meta.key));
+    assert_eq!(image.loop_devices(), [0u32; 0]);
+}
+
+#[test]
+fn privileged_the_next_daemon_takes_over_what_clients_hold() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    let (held, left) = (world.image("held", nothing), world.image("left", nothing));
+    let caller = user("sctl-test-a");
+    let mount = world.mounts().attach(caller, &held.open(), MountWish::Shared).unwrap().mount;
+    let own = world.mounts().attach(caller, &held.open(), MountWish::Private).unwrap().mount;
+    drop(world.mounts().attach(caller, &left.open(), MountWish::Shared).unwrap());
+    world.start(options(), 16).unwrap();
+    assert_eq!(left.loop_devices(), [0u32; 0], "nobody held it");
+    let list = world.mounts().list();
+    assert_eq!(list.len(), 2, "{list:?}");
+    assert!(list.iter().all(|info| info.adopted && info.held_by_clients && info.key == held.meta.key));
+    let mut owners: Vec<_> = list.iter().map(|info| info.private_for).collect();
+    owners.sort_unstable();
+    assert_eq!(owners, [None, Some(caller.uid)]);
+    let again = world.mounts().attach(user("sctl-test-b"), &held.open(), MountWish::Shared).unwrap().mount;
+    assert_eq!(device(&mount), device(&again));
+    let own_again = world.mounts().attach(caller, &held.open(), MountWish::Private).unwrap().mount;
+    assert_eq!(device(&own), device(&own_again));
+    // Never somebody else's private one.
+    let others = world.mounts().attach(user("sctl-test-b"), &held.open(), MountWish::Private).unwrap().mount;
+    assert!(![device(&own), device(&mount)].contains(&device(&others)));
+    assert_eq!(held.loop_devices().len(), 3);
+}
+
+#[test]
+fn privileged_an_image_that_was_made_again_is_not_mistaken_for_the_old_one() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let old = world.image("again", nothing);
+    let caller = user("sctl-test-a");
+    let before = world.mounts().attach(caller, &old.open(), MountWish::Shared).unwrap().mount;
+    std::fs::remove_file(&old.path).unwrap();
+    let new = world.image("again", |root| std::fs::write(root.join("hello"), "changed").unwrap());
+    let after = world.mounts().attach(caller, &new.open(), MountWish::Shared).unwrap().mount;
+    assert_ne!(device(&before), device(&after));
+    assert_eq!(abuse(&after, caller)["read a file"], "changed");
+}
+
+#[test]
+fn privileged_users_and_hosts_have_so_many_devices() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    world.start(MountOptions { max_per_user: 2, ..options() }, 3).unwrap();
+    let images: Vec<_> = ["a", "b", "c", "d"].iter().map(|name| world.image(name, nothing)).collect();
+    let attach = |image: usize, name: &str| world.mounts().attach(user(name), &images[image].open(), MountWish::Shared);
+    // What nobody holds does not count.
+    for image in 0..4 {
+        attach(image, "sctl-test-a").unwrap();
+    }
+    let held = (attach(0, "sctl-test-a").unwrap(), attach(1, "sctl-test-a").unwrap());
+    assert_eq!(attach(2, "sctl-test-a").unwrap_err(), NoMount::TooManyOfUser { limit: 2 });
+    attach(1, "sctl-test-a").unwrap();
+    // Others may, until the host's limit.
+    let third = attach(2, "sctl-test-b").unwrap();
+    assert_eq!(attach(3, "sctl-test-b").unwrap_err(), NoMount::TooMany);
+    drop(held);
+    attach(2, "sctl-test-a").unwrap();
+    attach(3, "sctl-test-b").unwrap();
+    drop(third);
+}
+
+#[test]
+fn privileged_a_dead_helper_is_replaced() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let image = world.image("helper", nothing);
+    let caller = user("sctl-test-a");
+    let before = world.mounts().attach(caller, &image.open(), MountWish::Shared).unwrap().mount;
+    for _ in 0..3 {
+        let helper = world.mounts().helper_pid().unwrap();
+        sctl_sys::proc::kill(rustix::process::Pid::from_raw(helper).unwrap(), 9).unwrap();
+        wait_until("another helper", || world.mounts().attach(caller, &image.open(), MountWish::Shared).is_ok());
+        assert_ne!(world.mounts().helper_pid(), Some(helper));
+    }
+    assert_eq!(abuse(&before, caller)["read a file"], "hello from helper");
+    drop(before);
+    world.mounts().unmount(&image.meta.key);
+    assert_eq!(image.loop_devices(), [0u32; 0]);
+}
+
+#[test]
+#[cfg(debug_assertions)]
+fn privileged_a_helper_may_die_at_any_step() {
+    if !can_mount() {
+        return;
+    }
+    for place in ["started", "unshared", "mapped", "changed", "moved", "ready", "asked", "answered"] {
+        let mut world = World::new(options());
+        let image = world.image(place, nothing);
+        let program = helper_that_dies_at(world.dir.path(), &format!("helper.{place}"));
+        world.start(MountOptions { program, ..options() }, 4).unwrap();
+        let caller = user("sctl-test-a");
+        let mut gone = 0;
+        for _ in 0..3 {
+            match world.mounts().attach(caller, &image.open(), MountWish::Shared) {
+                // It had answered by then.
+                Ok(attached) => assert_eq!(abuse(&attached.mount, caller)["nested, clear nodev"], "errno 1"),
+                Err(NoMount::Failed(_) | NoMount::Unavailable(_)) => gone += 1,
+                Err(other) => panic!("{place}: {other}"),
+            }
+        }
+        assert!(gone > 0 || place == "answered", "{place}: it lives");
+        // The next daemon has a better one.
+        world.start(options(), 4).unwrap();
+        world.mounts().attach(caller, &image.open(), MountWish::Shared).unwrap();
+        drop(world);
+        assert_eq!(image.loop_devices(), [0u32; 0], "{place}");
+    }
+}
+
+#[test]
+fn privileged_nothing_is_left_after_the_end() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let image = world.image("end", nothing);
+    drop(world.mounts().attach(user("sctl-test-a"), &image.open(), MountWish::Shared).unwrap());
+    let helper = world.mounts().helper_pid().unwrap();
+    world.mounts().stop();
+    assert!(matches!(
+        world.mounts().attach(user("sctl-test-a"), &image.open(), MountWish::Shared),
+        Err(NoMount::Unavailable(_))
+    ));
+    assert!(!Path::new(&format!("/proc/{helper}")).exists());
+    assert_eq!(image.loop_devices(), [0u32; 0]);
+}
+
+#[test]
+fn privileged_an_administrator_can_let_go_of_an_image() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let image = world.image("unmounted", nothing);
+    let caller = user("sctl-test-a");
+    let mount = world.mounts().attach(caller, &image.open(), MountWish::Shared).unwrap().mount;
+    let left = world.mounts().unmount(&image.meta.key);
+    assert_eq!((left.released, left.held_by_clients), (1, 1));
+    assert_eq!(abuse(&mount, caller)["read a file"], "hello from unmounted");
+    drop(mount);
+    let left = world.mounts().unmount(&image.meta.key);
+    assert_eq!((left.released, left.held_by_clients), (1, 0));
+    assert_eq!(image.loop_devices(), [0u32; 0]);
+}
+
+#[test]
+fn privileged_many_clients_at_once() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let images: Vec<_> = ["m1", "m2", "m3"].iter().map(|name| world.image(name, nothing)).collect();
+    let (caller, mounts) = (user("sctl-test-a"), world.mounts());
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let images = &images;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let image = &images[(thread + round) % images.len()];
+                    if thread == 0 && round % 10 == 0 {
+                        mounts.unmount(&image.meta.key);
+                    }
+                    mounts.attach(caller, &image.open(), MountWish::Shared).unwrap();
+                }
+            });
+        }
+    });
+    assert!(images.iter().all(|image| image.loop_devices().len() <= 1));
+}
