@@ -50,6 +50,8 @@ pub enum Action {
     Help,
     /// `completion`
     Completion,
+    /// `man`
+    Manual,
 }
 
 /// One verb.
@@ -436,6 +438,15 @@ pub static VERBS: &[Verb] = &[
         args: Args::Exactly(1),
         flags: &[INSPECT],
         examples: "  $ {program} inspect --runscript lolcow_latest.sif\n",
+        ..Verb::LEAF
+    },
+    Verb {
+        name: "man",
+        about: "Print a page of the manual",
+        usage: "[sctl|sctl.toml]",
+        action: Action::Manual,
+        args: Args::Between(0, 1),
+        examples: "  $ {program} man | man -l -\n",
         ..Verb::LEAF
     },
     Verb {

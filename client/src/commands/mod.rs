@@ -48,6 +48,7 @@ pub fn perform(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
         Action::AdminLeases => admin::leases(context, task),
         Action::AdminUnmount => admin::unmount(context, task),
         Action::Completion => completion(context, task),
+        Action::Manual => manual(task),
         // Groups, help and version end in the parser.
         Action::Group | Action::Help | Action::Version => Ok(()),
     }
@@ -62,6 +63,15 @@ fn completion(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut cli::tree(program), program, &mut script);
     output::print_bytes(&script)
+}
+
+fn manual(task: &Task) -> Result<(), Failure> {
+    let name = task.args.first().map_or("sctl".into(), |name| name.to_string_lossy());
+    let page = cli::manual::page(&name).ok_or_else(|| {
+        let known: Vec<&str> = cli::manual::pages().collect();
+        Failure::error(format!("unknown page \"{name}\"")).hint(format!("known are {}", known.join(", ")))
+    })?;
+    output::print(&page)
 }
 
 /// Runs `work` until a signal asks to stop; what it holds is dropped then.
