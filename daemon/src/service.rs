@@ -6,7 +6,7 @@ use sctl_engine::{Caller, Engine, Failure, PullEvents};
 use sctl_proto::v1::{self, sctl_server};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
-use tracing::{Instrument as _, info, info_span, warn};
+use tracing::{Instrument as _, debug, info, info_span, warn};
 
 use crate::{connection::CallerInfo, wire};
 
@@ -21,6 +21,11 @@ impl<E: Engine> Service<E> {
     /// Serves `engine`.
     pub fn new(engine: Arc<E>, user_mode: bool) -> Self {
         Self { engine, user_mode }
+    }
+
+    /// Says whether what `caller` sees is about more than one user.
+    const fn sees_all_users(&self, caller: Caller) -> bool {
+        caller.admin && !self.user_mode
     }
 }
 
@@ -41,7 +46,8 @@ fn refuse(caller: Caller, what: &str, failure: Failure) -> Status {
         ErrorKind::Internal | ErrorKind::NoSpace => {
             warn!(caller.uid, ?kind, error = %failure, "{what} failed");
         }
-        ErrorKind::Denied => warn!(caller.uid, error = %failure, "{what} denied"),
+        // The audit log has it.
+        ErrorKind::Denied | ErrorKind::Unauthenticated => debug!(caller.uid, error = %failure, "{what} denied"),
         _ => info!(caller.uid, ?kind, error = %failure, "{what} failed"),
     }
     wire::status(failure)
@@ -92,14 +98,16 @@ impl<E: Engine> sctl_server::Sctl for Service<E> {
         let caller = caller(&request)?;
         let span = info_span!("cache_list", caller.uid);
         let entries = self.engine.cache_list(caller).instrument(span).await;
-        entries.map(|entries| Response::new(wire::cache_list(entries))).map_err(|f| refuse(caller, "cache list", f))
+        entries
+            .map(|entries| Response::new(wire::cache_list(entries, self.sees_all_users(caller))))
+            .map_err(|failure| refuse(caller, "cache list", failure))
     }
 
     async fn cache_info(&self, request: Request<v1::CacheInfoRequest>) -> Result<Response<v1::CacheInfoReply>, Status> {
         let caller = caller(&request)?;
         let span = info_span!("cache_info", caller.uid);
         let info = self.engine.cache_info(caller).instrument(span).await;
-        info.map(|info| Response::new(wire::cache_info(info, self.user_mode)))
+        info.map(|info| Response::new(wire::cache_info(info, self.user_mode, self.sees_all_users(caller))))
             .map_err(|failure| refuse(caller, "cache info", failure))
     }
 
@@ -112,9 +120,49 @@ impl<E: Engine> sctl_server::Sctl for Service<E> {
         let span = info_span!("cache_clean", caller.uid, dry_run);
         let cleaned = self.engine.cache_clean(caller, dry_run).instrument(span).await;
         let cleaned = cleaned.map_err(|failure| refuse(caller, "cache clean", failure))?;
-        if !dry_run {
-            info!(caller.uid, entries = cleaned.removed.len(), cleaned.freed_bytes, "cache cleaned");
-        }
         Ok(Response::new(wire::cache_cleaned(cleaned)))
+    }
+
+    async fn admin_mounts(
+        &self,
+        request: Request<v1::AdminMountsRequest>,
+    ) -> Result<Response<v1::AdminMountsReply>, Status> {
+        let caller = caller(&request)?;
+        let mounts = self.engine.admin_mounts(caller).instrument(info_span!("admin_mounts", caller.uid)).await;
+        mounts
+            .map(|mounts| Response::new(wire::admin_mounts(mounts)))
+            .map_err(|failure| refuse(caller, "admin mounts", failure))
+    }
+
+    async fn admin_leases(
+        &self,
+        request: Request<v1::AdminLeasesRequest>,
+    ) -> Result<Response<v1::AdminLeasesReply>, Status> {
+        let caller = caller(&request)?;
+        let leases = self.engine.admin_leases(caller).instrument(info_span!("admin_leases", caller.uid)).await;
+        leases
+            .map(|leases| Response::new(wire::admin_leases(leases)))
+            .map_err(|failure| refuse(caller, "admin leases", failure))
+    }
+
+    async fn admin_jobs(&self, request: Request<v1::AdminJobsRequest>) -> Result<Response<v1::AdminJobsReply>, Status> {
+        let caller = caller(&request)?;
+        let jobs = self.engine.admin_jobs(caller).instrument(info_span!("admin_jobs", caller.uid)).await;
+        jobs.map(|jobs| Response::new(wire::admin_jobs(jobs))).map_err(|failure| refuse(caller, "admin jobs", failure))
+    }
+
+    async fn admin_unmount(
+        &self,
+        request: Request<v1::AdminUnmountRequest>,
+    ) -> Result<Response<v1::AdminUnmountReply>, Status> {
+        let caller = caller(&request)?;
+        let unmount = async {
+            let target = wire::unmount_target(request.into_inner())?;
+            self.engine.admin_unmount(caller, target).await
+        };
+        let unmounted = unmount.instrument(info_span!("admin_unmount", caller.uid)).await;
+        unmounted
+            .map(|images| Response::new(wire::admin_unmounted(images)))
+            .map_err(|failure| refuse(caller, "admin unmount", failure))
     }
 }

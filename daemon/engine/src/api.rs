@@ -9,7 +9,12 @@ use sctl_common::{Compression, Digest, Platform, Reference};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::{Failure, cache::ImageKey, registry::Credentials};
+use crate::{
+    Failure, JobInfo, UnmountTarget, UnmountedImage,
+    cache::{CacheTotals, HeldLease, ImageKey},
+    mount::MountInfo,
+    registry::Credentials,
+};
 
 /// Who is calling, as the kernel told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,8 +234,13 @@ pub enum EntryKind {
 pub struct CacheEntry {
     /// What it is.
     pub kind: EntryKind,
-    /// Reference of an image, digest of a pack or blob.
+    /// Names an image.
+    pub key: Option<ImageKey>,
+    /// The newest reference of an image, digest of a pack or blob.
     pub name: String,
+    /// All references of an image, the newest last; empty for readers who are
+    /// no administrators.
+    pub references: Vec<String>,
     /// Digest: of the manifest, the uncompressed layer or the blob.
     pub digest: String,
     /// Bytes on disk.
@@ -247,34 +257,25 @@ pub struct CacheEntry {
     pub uids: Vec<u32>,
     /// Platform of an image.
     pub platform: Option<Platform>,
+    /// Kept until it is unpinned.
+    pub pinned: bool,
+    /// The image is mounted; never for readers who are no administrators.
+    pub mounted: bool,
 }
 
-/// Sizes and reuse of the cache.
+/// Sizes and reuse of the cache, as much of it as its reader may see.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheInfo {
     /// Where it is.
     pub path: PathBuf,
-    /// Finished images.
-    pub images: u64,
-    /// Their bytes.
-    pub image_bytes: u64,
-    /// Packed layers.
-    pub packs: u64,
-    /// Their bytes.
-    pub pack_bytes: u64,
-    /// Manifests, configs and kept blobs.
-    pub blobs: u64,
-    /// Their bytes.
-    pub blob_bytes: u64,
-    /// Bytes free on its file system.
-    pub free_bytes: u64,
-    /// Pack bytes that images share.
-    pub shared_bytes: u64,
-    /// Bytes fetched since the cache was made.
-    pub fetched_bytes: u64,
-    /// Bytes that reuse saved since the cache was made.
-    pub reused_bytes: u64,
-    /// Job processes that run now.
+    /// Sizes and reuse.
+    pub totals: CacheTotals,
+    /// Kernel mounts that the daemon knows of; 0 for readers who are no
+    /// administrators.
+    pub mounts: u64,
+    /// Leases that hold; 0 likewise.
+    pub leases: u64,
+    /// Job processes that run now; 0 likewise.
     pub running_jobs: u64,
 }
 
@@ -308,6 +309,23 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Removes what nothing uses; with `dry_run` only says what.
     fn cache_clean(&self, caller: Caller, dry_run: bool) -> impl Future<Output = Result<CacheCleaned, Failure>> + Send;
+
+    /// Kernel mounts of this host. For administrators only, as the calls
+    /// below: everybody else is [denied](sctl_common::ErrorKind::Denied).
+    fn admin_mounts(&self, caller: Caller) -> impl Future<Output = Result<Vec<MountInfo>, Failure>> + Send;
+
+    /// Leases that hold.
+    fn admin_leases(&self, caller: Caller) -> impl Future<Output = Result<Vec<HeldLease>, Failure>> + Send;
+
+    /// Job processes that run.
+    fn admin_jobs(&self, caller: Caller) -> impl Future<Output = Result<Vec<JobInfo>, Failure>> + Send;
+
+    /// Lets go of mounted images. Containers that run keep their mounts.
+    fn admin_unmount(
+        &self,
+        caller: Caller,
+        target: UnmountTarget,
+    ) -> impl Future<Output = Result<Vec<UnmountedImage>, Failure>> + Send;
 
     /// How many pulls and jobs are under way.
     fn active(&self) -> usize;

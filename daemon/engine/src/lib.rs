@@ -7,6 +7,7 @@
 //! given.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod api;
 pub mod audit;
 pub mod cache;
@@ -17,6 +18,7 @@ pub mod mount;
 mod pull;
 pub mod registry;
 
+pub use admin::{JobInfo, JobWork, UnmountTarget, UnmountedImage};
 pub use api::{
     CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, MountWish, Notice, NoticeLevel, OpenTarget, Opened,
     PullEvent, PullEvents, PullJob, ResolvedLayer, Stage, Ticket,

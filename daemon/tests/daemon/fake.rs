@@ -9,11 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sctl_common::{Digest, ErrorKind, Reference};
+use sctl_common::{Digest, ErrorKind, Platform, Reference};
 use sctl_daemon::{Config, Ended, Mode, ServerOptions, Settings, Sockets, serve};
 use sctl_engine::{
-    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, Failure, MountWish, OpenTarget, Opened, PullEvent, PullEvents,
-    PullJob, Ticket,
+    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, Failure, JobInfo, JobWork, MountWish, OpenTarget, Opened,
+    PullEvent, PullEvents, PullJob, Ticket, UnmountTarget, UnmountedImage,
+    cache::{CacheTotals, Grant, HeldLease, ImageKey, Lease},
+    mount::MountInfo,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +24,11 @@ pub const TICKET: Ticket = Ticket([7; 16]);
 
 /// What the file behind [`TICKET`] holds.
 pub const CONTENT: &[u8] = b"the bytes of a SIF";
+
+/// Names the image that [`Fake`] speaks of.
+pub fn key() -> ImageKey {
+    ImageKey::new("docker://registry.example/image", &Digest::of(b"manifest"), "profile")
+}
 
 /// An engine that does as it is told.
 #[derive(Debug, Default)]
@@ -90,12 +97,60 @@ impl Engine for Fake {
 
     async fn cache_info(&self, caller: Caller) -> Result<CacheInfo, Failure> {
         self.called(caller, "info");
-        Ok(CacheInfo { images: 3, path: "/cache".into(), ..CacheInfo::default() })
+        let totals = CacheTotals { images: 3, ..CacheTotals::default() };
+        Ok(CacheInfo { totals, path: "/cache".into(), ..CacheInfo::default() })
     }
 
     async fn cache_clean(&self, caller: Caller, dry_run: bool) -> Result<CacheCleaned, Failure> {
         self.called(caller, format!("clean {dry_run}"));
         Err(Failure::new(ErrorKind::Denied, "not you").hint("ask"))
+    }
+
+    async fn admin_mounts(&self, caller: Caller) -> Result<Vec<MountInfo>, Failure> {
+        self.called(caller, "mounts");
+        Ok(vec![MountInfo {
+            key: key(),
+            references: vec!["registry.example/image:1".to_owned()],
+            loop_device: 7,
+            private_for: Some(1000),
+            shared: false,
+            attached: 3,
+            users: vec![1000],
+            since: 5,
+            last_attach: None,
+            held_by_clients: true,
+            adopted: false,
+        }])
+    }
+
+    async fn admin_leases(&self, caller: Caller) -> Result<Vec<HeldLease>, Failure> {
+        self.called(caller, "leases");
+        let remaining = Duration::from_millis(1);
+        let lease = |grant| HeldLease {
+            grant,
+            reference: "registry.example/image:1".to_owned(),
+            platform: Platform::host(),
+            lease: Lease { key: key(), manifest: Digest::of(b"manifest"), remaining },
+        };
+        Ok(vec![lease(Grant::Public), lease(Grant::Uid(0))])
+    }
+
+    async fn admin_jobs(&self, caller: Caller) -> Result<Vec<JobInfo>, Failure> {
+        self.called(caller, "jobs");
+        Ok(vec![JobInfo {
+            pid: 9,
+            work: JobWork::Layer { number: 2, count: 3 },
+            reference: Reference::parse("registry.example/image:1").unwrap(),
+            uids: vec![1, 2],
+            running: Duration::from_millis(1900),
+            done_bytes: 4,
+            total_bytes: None,
+        }])
+    }
+
+    async fn admin_unmount(&self, caller: Caller, target: UnmountTarget) -> Result<Vec<UnmountedImage>, Failure> {
+        self.called(caller, format!("unmount {target:?}"));
+        Err(Failure::new(ErrorKind::NotFound, "no such image is mounted"))
     }
 
     fn active(&self) -> usize {

@@ -7,7 +7,7 @@ use sctl_daemon::Ended;
 use sctl_engine::{Failure, Notice, NoticeLevel, PullEvent, Stage};
 use sctl_proto::{from_status, v1};
 
-use super::fake::{Fake, Served, TICKET, client, wait_until};
+use super::fake::{Fake, Served, TICKET, client, key, wait_until};
 
 fn done() -> PullEvent {
     PullEvent::Done {
@@ -127,6 +127,37 @@ fn cache_calls_are_passed_on() {
         assert_eq!(from_status(&status).kind, ErrorKind::Denied);
     });
     assert_eq!(served.calls(), ["list", "info", "clean true"]);
+}
+
+#[test]
+fn administrators_calls_are_passed_on() {
+    use v1::{admin_jobs_reply::Work, admin_unmount_request::What};
+    let served = Served::start(Fake::default(), None);
+    let (runtime, mut client) = client(&served.socket());
+    runtime.block_on(async {
+        let mounts = client.admin_mounts(v1::AdminMountsRequest {}).await.unwrap().into_inner().mounts;
+        let [mount] = &mounts[..] else { panic!("{mounts:?}") };
+        assert_eq!((mount.image_key.clone(), mount.loop_device.as_str()), (key().to_string(), "loop7"));
+        assert_eq!((mount.private_for, mount.last_attach, mount.held_by_clients), (Some(1000), 0, true));
+        let leases = client.admin_leases(v1::AdminLeasesRequest {}).await.unwrap().into_inner().leases;
+        // Root's is not everybody's, and one that still holds is not over.
+        let seen: Vec<_> = leases.iter().map(|lease| (lease.uid, lease.remaining_seconds)).collect();
+        assert_eq!(seen, [(None, 1), (Some(0), 1)]);
+        let jobs = client.admin_jobs(v1::AdminJobsRequest {}).await.unwrap().into_inner().jobs;
+        let [job] = &jobs[..] else { panic!("{jobs:?}") };
+        assert_eq!((job.pid, job.work(), job.layer, job.layers), (9, Work::Layer, 2, 3));
+        assert_eq!((job.running_seconds, job.done_bytes, job.total_bytes), (1, 4, 0));
+        let mut unmount = async |what| {
+            let status = client.admin_unmount(v1::AdminUnmountRequest { what }).await.unwrap_err();
+            from_status(&status).kind
+        };
+        assert_eq!(unmount(Some(What::Reference("ubuntu".to_owned()))).await, ErrorKind::NotFound);
+        assert_eq!(unmount(Some(What::ImageKey("not hex".to_owned()))).await, ErrorKind::InvalidInput);
+        assert_eq!(unmount(None).await, ErrorKind::InvalidInput);
+    });
+    let calls = served.calls();
+    assert_eq!(calls[..3], ["mounts", "leases", "jobs"]);
+    assert!(calls.len() == 4 && calls[3].starts_with("unmount Reference("), "{calls:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is in the cache, as users and administrators may see it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     os::fd::AsFd,
 };
 
@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 use sctl_common::{Digest, Platform};
 
 use super::{
-    Cache, CacheError, EntryId, Grants, ImageMeta, Inner, PackMeta,
+    Cache, CacheError, EntryId, Grant, Grants, ImageMeta, Inner, PackMeta,
     dirs::{names, stat},
     error::During,
     model::{FileKind, Meta, Record, is_stem},
@@ -42,6 +42,9 @@ pub struct EntryInfo {
     pub id: EntryId,
     /// The newest reference of an image; the digest of a pack or blob.
     pub name: String,
+    /// All references that led to an image, the newest last; empty where they
+    /// would tell about other users.
+    pub references: Vec<String>,
     /// Manifest of an image, diff_id of a pack, digest of a blob.
     pub digest: Digest,
     /// Bytes of the file.
@@ -62,7 +65,22 @@ pub struct EntryInfo {
     pub pinned: bool,
 }
 
-/// Sizes and reuse of the whole cache.
+/// What one holder of grants may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// The holder.
+    pub grant: Grant,
+    /// Finished SIFs. One that several may use counts for each of them.
+    pub images: u64,
+    /// Bytes of them.
+    pub image_bytes: u64,
+    /// Packed layers.
+    pub packs: u64,
+    /// Bytes of them.
+    pub pack_bytes: u64,
+}
+
+/// Sizes and reuse of the cache, as far as a viewer sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CacheTotals {
     /// Finished SIFs.
@@ -81,10 +99,14 @@ pub struct CacheTotals {
     pub free_bytes: u64,
     /// Pack bytes that would be stored again if images did not share.
     pub shared_bytes: u64,
-    /// Fetched since the database was made.
+    /// Fetched since the database was made; 0 where it would tell about other
+    /// users.
     pub fetched_bytes: u64,
-    /// Blob bytes that reuse saved since then.
+    /// Blob bytes that reuse saved since then; 0 like the former.
     pub reused_bytes: u64,
+    /// By holder of grants: everybody first, then users by uid; empty where it
+    /// would tell about other users.
+    pub usage: Vec<Usage>,
 }
 
 /// Everything that is there.
@@ -146,29 +168,32 @@ impl Cache {
         Ok(self.inner.describe(&self.inner.scan()?, viewer))
     }
 
-    /// Sizes and reuse. They are about everybody's entries together: who may
-    /// see them is the caller's decision.
+    /// Sizes and reuse of what the viewer may see.
     ///
     /// # Errors
     /// [`CacheError::Io`].
-    pub fn totals(&self) -> Result<CacheTotals, CacheError> {
+    pub fn totals(&self, viewer: Viewer) -> Result<CacheTotals, CacheError> {
         let inventory = self.inner.scan()?;
-        let uses = Uses::count(inventory.images.iter());
-        let shared =
-            |record: &Record<PackMeta>| record.size_bytes * u64::from(uses.of(&record.meta.id()).saturating_sub(1));
-        let (fetched_bytes, reused_bytes) = self.inner.state.counters();
-        Ok(CacheTotals {
-            images: inventory.images.len() as u64,
-            image_bytes: inventory.images.iter().map(|record| record.size_bytes).sum(),
-            packs: inventory.packs.len() as u64,
-            pack_bytes: inventory.packs.iter().map(|record| record.size_bytes).sum(),
-            blobs: inventory.blobs.len() as u64,
-            blob_bytes: inventory.blobs.iter().map(|blob| blob.size_bytes).sum(),
-            free_bytes: self.inner.space()?.free_bytes,
-            shared_bytes: inventory.packs.iter().map(shared).sum(),
-            fetched_bytes,
-            reused_bytes,
-        })
+        let mut totals = CacheTotals { free_bytes: self.inner.space()?.free_bytes, ..CacheTotals::default() };
+        for entry in self.inner.describe(&inventory, viewer) {
+            let (count, bytes) = match entry.id {
+                EntryId::Image(_) => (&mut totals.images, &mut totals.image_bytes),
+                EntryId::Pack { .. } => {
+                    let again = u64::from(entry.used_by.saturating_sub(1));
+                    totals.shared_bytes += entry.size_bytes.saturating_mul(again);
+                    (&mut totals.packs, &mut totals.pack_bytes)
+                }
+                EntryId::Blob(_) => (&mut totals.blobs, &mut totals.blob_bytes),
+            };
+            *count += 1;
+            *bytes += entry.size_bytes;
+        }
+        // What others have, fetched and saved is theirs to know.
+        if viewer == Viewer::All {
+            (totals.fetched_bytes, totals.reused_bytes) = self.inner.state.counters();
+            totals.usage = usage(&inventory);
+        }
+        Ok(totals)
     }
 }
 
@@ -226,6 +251,7 @@ impl Inner {
             }
             let info = EntryInfo {
                 name: blob.digest.to_string(),
+                references: Vec::new(),
                 digest: blob.digest,
                 size_bytes: blob.size_bytes,
                 created: blob.changed,
@@ -255,6 +281,8 @@ impl Inner {
         EntryInfo {
             id: meta.id(),
             name: meta.references.last().cloned().unwrap_or_else(|| format!("{}@{}", meta.origin, meta.manifest)),
+            // Tags by which others asked for it are theirs.
+            references: if viewer == Viewer::All { meta.references.clone() } else { Vec::new() },
             digest: meta.manifest,
             size_bytes: record.size_bytes,
             created: record.created,
@@ -272,6 +300,7 @@ impl Inner {
         let digest = *record.meta.diff_id.digest();
         EntryInfo {
             name: digest.to_string(),
+            references: Vec::new(),
             digest,
             size_bytes: record.size_bytes,
             created: record.created,
@@ -296,6 +325,26 @@ impl Inner {
         // A clock that once ran ahead must not keep an entry for ever.
         self.state.last_used(id).unwrap_or(0).max(dated.min(unix_now()))
     }
+}
+
+fn usage(inventory: &Inventory) -> Vec<Usage> {
+    let mut by_grant: BTreeMap<Grant, Usage> = BTreeMap::new();
+    let none = |grant| Usage { grant, images: 0, image_bytes: 0, packs: 0, pack_bytes: 0 };
+    for record in &inventory.images {
+        for grant in record.grants.iter() {
+            let usage = by_grant.entry(grant).or_insert(none(grant));
+            usage.images += 1;
+            usage.image_bytes += record.size_bytes;
+        }
+    }
+    for record in &inventory.packs {
+        for grant in record.grants.iter() {
+            let usage = by_grant.entry(grant).or_insert(none(grant));
+            usage.packs += 1;
+            usage.pack_bytes += record.size_bytes;
+        }
+    }
+    by_grant.into_values().collect()
 }
 
 fn blob_grants<'a>(images: &[&'a Record<ImageMeta>]) -> HashMap<Digest, Vec<&'a Grants>> {

@@ -44,6 +44,19 @@ pub struct Lease {
     pub remaining: Duration,
 }
 
+/// A lease, and whose it is for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldLease {
+    /// Who holds it.
+    pub grant: Grant,
+    /// The canonical reference that it is for.
+    pub reference: String,
+    /// For which platform.
+    pub platform: Platform,
+    /// What it gives.
+    pub lease: Lease,
+}
+
 impl Cache {
     /// Finds a pack that `uid` may use. One that is not there and one that is
     /// not the caller's look the same.
@@ -102,6 +115,12 @@ impl Cache {
     pub fn lease(&self, uid: u32, reference: &str, platform: &Platform) -> Option<Lease> {
         let of = |grant| self.inner.state.lease(grant, reference, platform);
         of(Grant::Uid(uid)).or_else(|| of(Grant::Public))
+    }
+
+    /// All leases that hold: by reference, then by holder. They are about
+    /// everybody: who may see them is the caller's decision.
+    pub fn leases(&self) -> Vec<HeldLease> {
+        self.inner.state.leases()
     }
 
     /// Ends a lease, such as when the registry refused its holder.

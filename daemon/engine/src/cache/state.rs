@@ -13,7 +13,7 @@ use std::{
 use sctl_common::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
-use super::{EntryId, Grant, ImageKey, Lease, unix_now};
+use super::{EntryId, Grant, HeldLease, ImageKey, Lease, unix_now};
 
 /// Whose lease, for what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,6 +32,14 @@ pub(super) struct LeaseRow {
     expires_ms: u64,
     /// The boot that this time counts from.
     boot_id: String,
+}
+
+impl LeaseRow {
+    /// The lease as it is `now`, if it still holds.
+    fn lease(&self, now: u64) -> Option<Lease> {
+        let left = self.expires_ms.checked_sub(now).filter(|&left| left > 0)?;
+        Some(Lease { key: self.key, manifest: self.manifest, remaining: Duration::from_millis(left) })
+    }
 }
 
 /// Rows as the database keeps them.
@@ -147,8 +155,18 @@ impl State {
         let name = LeaseName { grant, reference: reference.to_owned(), platform: platform.clone() };
         let tables = self.tables();
         let row = tables.leases.get(&name)?;
-        let left = row.expires_ms.checked_sub(uptime_ms()).filter(|&left| left > 0)?;
-        Some(Lease { key: row.key, manifest: row.manifest, remaining: Duration::from_millis(left) })
+        row.lease(uptime_ms())
+    }
+
+    pub(super) fn leases(&self) -> Vec<HeldLease> {
+        let now = uptime_ms();
+        let held = |(name, row): (&LeaseName, &LeaseRow)| {
+            let (reference, platform) = (name.reference.clone(), name.platform.clone());
+            Some(HeldLease { grant: name.grant, reference, platform, lease: row.lease(now)? })
+        };
+        let mut held: Vec<_> = self.tables().leases.iter().filter_map(held).collect();
+        held.sort_by(|a, b| (&a.reference, a.grant, &a.platform).cmp(&(&b.reference, b.grant, &b.platform)));
+        held
     }
 
     pub(super) fn remove_lease(&self, grant: Grant, reference: &str, platform: &Platform) {
@@ -214,6 +232,8 @@ mod tests {
         assert!(lease.key == key && lease.remaining <= Duration::from_secs(60));
         assert_eq!(state.lease(Grant::Uid(1), "r", &platform), None, "ended at once");
         assert_eq!(state.lease(Grant::Public, "other", &platform), None);
+        let held = state.leases();
+        assert_eq!((held.len(), held[0].grant, held[0].reference.as_str()), (1, Grant::Public, "r"));
         let leases = state.take_changes().leases.unwrap();
         assert_eq!(leases.len(), 1);
         let again = |boot| State::new(Rows { leases: leases.clone(), ..Rows::default() }, boot);

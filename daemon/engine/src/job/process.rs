@@ -187,6 +187,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Its process id; 0 when it has been waited for.
+    pub(crate) fn pid(&self) -> i32 {
+        self.process.as_ref().map_or(0, Process::id)
+    }
+
     /// Sends a message to the job.
     pub(crate) async fn send<T: serde::Serialize>(&mut self, message: &T) -> Result<(), Failure> {
         let frame = protocol::encode(message)

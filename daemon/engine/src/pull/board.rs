@@ -15,6 +15,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use super::roster::Seat;
 use crate::{Failure, Notice, PullEvent, Stage};
 
 /// How often a passenger looks at the board.
@@ -57,6 +58,11 @@ impl Board {
         Self { id: NEXT.fetch_add(1, Ordering::Relaxed), uid, posted: Mutex::default() }
     }
 
+    /// Tells boards apart.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     /// Who started the work.
     pub(crate) fn uid(&self) -> u32 {
         self.uid
@@ -97,11 +103,25 @@ impl Board {
     pub(crate) fn include(&self, part: Arc<Board>) {
         self.posted().parts.push(part);
     }
+
+    /// This board, and those that it shows. Images show layers, and layers
+    /// show nothing more.
+    pub(crate) fn reach(&self) -> Vec<u64> {
+        std::iter::once(self.id).chain(self.posted().parts.iter().map(|part| part.id)).collect()
+    }
+
+    /// How far a stage of the work has come: bytes so far, and in all.
+    pub(crate) fn bytes(&self, stage: Stage) -> Option<(u64, Option<u64>)> {
+        let posted = self.posted();
+        let state = posted.stages.values().find(|state| state.stage == stage)?;
+        Some((state.done_bytes, state.total_bytes))
+    }
 }
 
 /// Passes on to one caller what is new on boards.
 #[derive(Debug)]
 pub(crate) struct Informer {
+    seat: Seat,
     events: mpsc::Sender<Result<PullEvent, Failure>>,
     stages: HashMap<(Stage, Option<Digest>), State>,
     /// How many notices of each board have been passed on.
@@ -109,8 +129,9 @@ pub(crate) struct Informer {
 }
 
 impl Informer {
-    pub(crate) fn new(events: mpsc::Sender<Result<PullEvent, Failure>>) -> Self {
-        Self { events, stages: HashMap::new(), notices: HashMap::new() }
+    /// Informs the caller of the pull that has `seat`.
+    pub(crate) fn new(seat: Seat, events: mpsc::Sender<Result<PullEvent, Failure>>) -> Self {
+        Self { seat, events, stages: HashMap::new(), notices: HashMap::new() }
     }
 
     /// Tells one thing. A caller who has left is noticed elsewhere.
@@ -119,7 +140,8 @@ impl Informer {
     }
 
     /// Keeps the caller informed from `board` until `work` is done.
-    pub(crate) async fn follow<T>(&mut self, board: &Board, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn follow<T>(&mut self, board: &Arc<Board>, work: impl Future<Output = T>) -> T {
+        self.seat.follow(board);
         tokio::pin!(work);
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -165,7 +187,7 @@ impl Informer {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::roster::Roster, *};
     use crate::NoticeLevel;
 
     fn drain(receiver: &mut mpsc::Receiver<Result<PullEvent, Failure>>) -> Vec<PullEvent> {
@@ -175,7 +197,7 @@ mod tests {
     #[tokio::test]
     async fn each_thing_is_told_once_and_late_comers_hear_all() {
         let digest = Some(Digest::of(b"layer"));
-        let board = Board::new(1);
+        let board = Arc::new(Board::new(1));
         let part = Arc::new(Board::new(1));
         board.include(Arc::clone(&part));
         part.progress(Stage::Fetch, digest, 5, Some(10), false);
@@ -183,7 +205,8 @@ mod tests {
         part.notice(Notice { level: NoticeLevel::Info, text });
 
         let (sender, mut receiver) = mpsc::channel(16);
-        let mut informer = Informer::new(sender);
+        let seat = Roster::default().admit(1, 1).unwrap();
+        let mut informer = Informer::new(seat, sender);
         informer.follow(&board, async {}).await;
         let first = drain(&mut receiver);
         assert_eq!(first.len(), 2, "{first:?}");

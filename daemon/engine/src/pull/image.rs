@@ -15,7 +15,7 @@ use super::{
     resolve::{Plan, Resolution, origin},
 };
 use crate::{
-    Failure, PullJob, Stage,
+    Failure, JobWork, PullJob, Stage,
     cache::{Cache, EntryId, Grant, ImageKey, ImageLayer, ImageMeta, StageKind},
     job::protocol::{AssembleStart, Base64, Report, Start},
 };
@@ -131,7 +131,7 @@ async fn assemble(
     inner: &Arc<Inner>,
     spec: &Spec,
     layers: &[Arc<layer::Done>],
-    board: &Board,
+    board: &Arc<Board>,
 ) -> Result<(u64, Option<File>), Failure> {
     let failed = |failure| Failure::internal("cannot assemble the image").caused_by(failure);
     let _slot = inner.assemble_slots.acquire(spec.uid).await?;
@@ -152,6 +152,7 @@ async fn assemble(
         threads: inner.options().job_threads(),
     }));
     let mut process = inner.launcher.start("that assembles the image".to_owned(), &start, fds).await?;
+    let listed = inner.roster.list(process.pid(), JobWork::Assemble, &spec.job.reference, board);
     let (size, partition, special_files, ids) = loop {
         match process.next().await.map_err(failed)? {
             Report::Notice(notice) => board.notice(notice),
@@ -163,6 +164,7 @@ async fn assemble(
         }
     };
     process.finish().await.map_err(failed)?;
+    drop(listed);
 
     let meta = ImageMeta {
         key: spec.resolution.key,

@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{Board, Inner, rate::Rate, resolve::origin};
 use crate::{
-    Failure, Stage,
+    Failure, JobWork, Stage,
     cache::{Grant, PackMeta, StageKind},
     job::protocol::{LayerPlan, LayerStart, Report, Start},
     registry::{Credentials, Session},
@@ -125,6 +125,8 @@ async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Result<Arc<Don
     }));
     let (at, of) = spec.position;
     let mut process = inner.launcher.start(format!("that packs layer {at} of {of}"), &start, fds).await?;
+    let work = JobWork::Layer { number: at, count: of };
+    let listed = inner.roster.list(process.pid(), work, &spec.reference, &board);
     let rate = Rate::new(inner.options().min_bytes_per_second, spec.plan.source.size);
     let tar_bytes = loop {
         let report = tokio::select! {
@@ -145,6 +147,7 @@ async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Result<Arc<Don
         }
     };
     process.finish().await?;
+    drop(listed);
     let size = spec.plan.source.size;
     board.progress(Stage::Fetch, Some(digest), size, Some(size), true);
     board.progress(Stage::Pack, Some(digest), tar_bytes, Some(tar_bytes), true);

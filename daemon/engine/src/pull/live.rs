@@ -87,7 +87,7 @@ impl Broker {
     /// was free, and everything that requests wait for could be had. A broker
     /// in which that takes for ever is stuck.
     pub async fn answer(&self) {
-        drop(self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner));
+        self.inner.roster.pulling();
         let answered = self.inner.with_cache(|cache| {
             cache.answer();
             Ok(())

@@ -19,16 +19,17 @@ mod layer;
 mod live;
 mod open;
 mod options;
+mod overview;
 mod rate;
 mod resolve;
+mod roster;
 mod run;
 mod slots;
 mod tickets;
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -48,15 +49,17 @@ use self::{
     delivered::Delivered,
     flight::Flights,
     live::Live,
+    roster::{Roster, Seat},
     slots::Slots,
     tickets::Tickets,
 };
 use crate::{
-    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, EntryKind, Failure, MountWish, OpenTarget, Opened, PullEvents,
-    PullJob,
-    cache::{Cache, CacheError, CacheMode, CacheOptions, EntryId, EntryInfo, Grant, Viewer},
+    CacheCleaned, CacheEntry, CacheInfo, Caller, Engine, Failure, JobInfo, MountWish, OpenTarget, Opened, PullEvents,
+    PullJob, UnmountTarget, UnmountedImage,
+    audit::{self, Image},
+    cache::{Cache, CacheError, CacheMode, CacheOptions, Grant, HeldLease},
     job::{process::Launcher, protocol::Access},
-    mount::{MountOptions, Mounts, Slots as MountSlots, Unavailable},
+    mount::{MountInfo, MountOptions, Mounts, Slots as MountSlots, Unavailable},
     registry::{Credentials, Session},
 };
 
@@ -99,8 +102,7 @@ struct Inner {
     list_slots: Slots,
     tickets: Tickets,
     delivered: Delivered,
-    /// Pulls under way, by user.
-    pulls: Mutex<HashMap<u32, usize>>,
+    roster: Roster,
     mounts: Result<Mounts, Unavailable>,
     /// No new work.
     closing: AtomicBool,
@@ -163,7 +165,7 @@ impl Broker {
                 list_slots: Slots::limited(LISTS, 1),
                 tickets: Tickets::default(),
                 delivered: Delivered::default(),
-                pulls: Mutex::default(),
+                roster: Roster::default(),
                 closing: AtomicBool::new(false),
                 ending: watch::channel(false).0,
             }),
@@ -171,42 +173,16 @@ impl Broker {
     }
 }
 
-/// A pull that counts as work of its user.
-struct Counted {
-    inner: Arc<Inner>,
-    uid: u32,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut pulls = self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = pulls.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                pulls.remove(&self.uid);
-            }
-        }
-    }
-}
-
 impl Inner {
-    fn admit(self: &Arc<Self>, caller: Caller) -> Result<Counted, Failure> {
+    fn admit(&self, caller: Caller) -> Result<Seat, Failure> {
         if self.closing.load(Ordering::SeqCst) {
             return Err(stopping());
         }
-        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = pulls.entry(caller.uid).or_default();
         let limit = self.options().max_pulls_per_user;
-        if *count >= limit {
-            return Err(Failure::new(ErrorKind::LimitExceeded, format!("{limit} pulls of yours are running"))
-                .hint("wait until some are done"));
-        }
-        *count += 1;
-        Ok(Counted { inner: Arc::clone(self), uid: caller.uid })
-    }
-
-    fn pulling(&self) -> usize {
-        self.pulls.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+        self.roster.admit(caller.uid, limit).ok_or_else(|| {
+            Failure::new(ErrorKind::LimitExceeded, format!("{limit} pulls of yours are running"))
+                .hint("wait until some are done")
+        })
     }
 
     /// Runs work on the cache where it may block.
@@ -244,6 +220,18 @@ fn grant_of(caller: Caller, credentials: &Credentials) -> Grant {
     if credentials.is_anonymous() { Grant::Public } else { Grant::Uid(caller.uid) }
 }
 
+/// Notes that a registry refused a caller. Its own words stay out: it has seen
+/// the caller's credentials and may repeat them.
+fn note_denial(caller: Caller, job: &PullJob, failure: &Failure) {
+    let reason = match failure.kind {
+        ErrorKind::Denied => "the registry denies access",
+        ErrorKind::Unauthenticated => "the registry wants credentials, or other ones",
+        _ => return,
+    };
+    let reference = job.reference.to_string();
+    audit::denial(caller.uid, "pull", Image { reference: Some(&reference), ..Image::default() }, reason);
+}
+
 fn stopping() -> Failure {
     Failure::new(ErrorKind::Unavailable, "the daemon is stopping").hint("try again in a moment")
 }
@@ -264,8 +252,8 @@ impl From<CacheError> for Failure {
 impl Engine for Broker {
     fn pull(&self, caller: Caller, job: PullJob) -> PullEvents {
         let (events, receiver) = mpsc::channel(EVENTS);
-        let counted = match self.inner.admit(caller) {
-            Ok(counted) => counted,
+        let seat = match self.inner.admit(caller) {
+            Ok(seat) => seat,
             Err(failure) => {
                 // The channel is new, so there is room.
                 let _ = events.try_send(Err(failure));
@@ -276,8 +264,7 @@ impl Engine for Broker {
         let inner = Arc::clone(&self.inner);
         let mut ending = self.inner.ending.subscribe();
         let work = async move {
-            let _counted = counted;
-            let mut informer = Informer::new(events.clone());
+            let mut informer = Informer::new(seat, events.clone());
             let result = tokio::select! {
                 result = run::run(&inner, caller, &job, &mut informer) => result,
                 // The caller has left: so do we, from every flight.
@@ -290,11 +277,11 @@ impl Engine for Broker {
                     Err(Failure::new(ErrorKind::Cancelled, "the daemon was stopped").hint("try again"))
                 }
             };
+            if let Err(failure) = &result {
+                note_denial(caller, &job, failure);
+            }
             // A caller who has left in the meantime is none of our worry.
-            let _ = match result {
-                Ok(done) => events.send(Ok(done)).await,
-                Err(failure) => events.send(Err(failure)).await,
-            };
+            let _ = events.send(result).await;
         };
         tokio::spawn(work.instrument(span));
         receiver
@@ -305,77 +292,46 @@ impl Engine for Broker {
     }
 
     async fn cache_list(&self, caller: Caller) -> Result<Vec<CacheEntry>, Failure> {
-        let _slot = self.inner.list_slots.acquire(caller.uid).await?;
-        let entries = self.inner.with_cache(move |cache| cache.list(viewer(caller))).await?;
-        Ok(entries.into_iter().map(entry).collect())
+        self.inner.cache_list(caller).await
     }
 
     async fn cache_info(&self, caller: Caller) -> Result<CacheInfo, Failure> {
-        let _slot = self.inner.list_slots.acquire(caller.uid).await?;
-        let running_jobs = if caller.admin { self.inner.launcher.running() as u64 } else { 0 };
-        let info = self.inner.with_cache(move |cache| {
-            let path = cache.path().to_owned();
-            if caller.admin {
-                let totals = cache.totals()?;
-                return Ok(CacheInfo {
-                    path,
-                    images: totals.images,
-                    image_bytes: totals.image_bytes,
-                    packs: totals.packs,
-                    pack_bytes: totals.pack_bytes,
-                    blobs: totals.blobs,
-                    blob_bytes: totals.blob_bytes,
-                    free_bytes: totals.free_bytes,
-                    shared_bytes: totals.shared_bytes,
-                    fetched_bytes: totals.fetched_bytes,
-                    reused_bytes: totals.reused_bytes,
-                    running_jobs: 0,
-                });
-            }
-            // What others have is theirs: only what this caller may use counts.
-            let mut info = CacheInfo { path, free_bytes: cache.space()?.free_bytes, ..CacheInfo::default() };
-            for entry in cache.list(viewer(caller))? {
-                let (count, bytes) = match entry.id {
-                    EntryId::Image(_) => (&mut info.images, &mut info.image_bytes),
-                    EntryId::Pack { .. } => {
-                        let again = u64::from(entry.used_by.saturating_sub(1));
-                        info.shared_bytes += entry.size_bytes.saturating_mul(again);
-                        (&mut info.packs, &mut info.pack_bytes)
-                    }
-                    EntryId::Blob(_) => (&mut info.blobs, &mut info.blob_bytes),
-                };
-                *count += 1;
-                *bytes += entry.size_bytes;
-            }
-            Ok(info)
-        });
-        Ok(CacheInfo { running_jobs, ..info.await? })
+        self.inner.cache_info(caller).await
     }
 
     async fn cache_clean(&self, caller: Caller, dry_run: bool) -> Result<CacheCleaned, Failure> {
-        if !caller.admin {
-            return Err(Failure::new(ErrorKind::Denied, "only administrators may clean the system's cache")
-                .hint("ask a member of the administrators' group, or root"));
-        }
-        let inner = Arc::clone(&self.inner);
-        let clean = move |cache: &Cache| cache.clean(Viewer::All, dry_run, &|id| inner.in_use(id));
-        let cleaned = self.inner.with_cache(clean).await?;
-        Ok(CacheCleaned { removed: cleaned.removed.into_iter().map(entry).collect(), freed_bytes: cleaned.freed_bytes })
+        self.inner.cache_clean(caller, dry_run).await
+    }
+
+    async fn admin_mounts(&self, caller: Caller) -> Result<Vec<MountInfo>, Failure> {
+        self.inner.admin_mounts(caller).await
+    }
+
+    async fn admin_leases(&self, caller: Caller) -> Result<Vec<HeldLease>, Failure> {
+        self.inner.admin_leases(caller).await
+    }
+
+    async fn admin_jobs(&self, caller: Caller) -> Result<Vec<JobInfo>, Failure> {
+        self.inner.admin_jobs(caller).await
+    }
+
+    async fn admin_unmount(&self, caller: Caller, target: UnmountTarget) -> Result<Vec<UnmountedImage>, Failure> {
+        self.inner.admin_unmount(caller, target).await
     }
 
     fn active(&self) -> usize {
-        self.inner.pulling() + self.inner.launcher.running()
+        self.inner.roster.pulling() + self.inner.launcher.running()
     }
 
     async fn shutdown(&self, deadline: Duration) {
         self.inner.closing.store(true, Ordering::SeqCst);
         let none_left = async {
-            while self.inner.pulling() > 0 {
+            while self.inner.roster.pulling() > 0 {
                 sleep(Duration::from_millis(20)).await;
             }
         };
         if timeout(deadline, none_left).await.is_err() {
-            info!(pulls = self.inner.pulling(), "deadline over: ending what runs");
+            info!(pulls = self.inner.roster.pulling(), "deadline over: ending what runs");
         }
         self.inner.ending.send_replace(true);
         let gone = async {
@@ -396,28 +352,6 @@ impl Engine for Broker {
         if let Err(error) = tokio::task::spawn_blocking(last).await {
             warn!(%error, "cannot close what was handed out");
         }
-    }
-}
-
-fn viewer(caller: Caller) -> Viewer {
-    if caller.admin { Viewer::All } else { Viewer::Uid(caller.uid) }
-}
-
-fn entry(info: EntryInfo) -> CacheEntry {
-    CacheEntry {
-        kind: match info.id {
-            EntryId::Image(_) => EntryKind::Image,
-            EntryId::Pack { .. } => EntryKind::Pack,
-            EntryId::Blob(_) => EntryKind::Blob,
-        },
-        name: info.name,
-        digest: info.digest.to_string(),
-        size: info.size_bytes,
-        created: info.created,
-        last_used: info.last_used.unwrap_or(0),
-        used_by: info.used_by,
-        public: info.public,
-        uids: info.uids,
-        platform: info.platform,
+        audit::flush();
     }
 }

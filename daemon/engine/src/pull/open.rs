@@ -6,9 +6,10 @@ use tracing::warn;
 
 use super::Inner;
 use crate::{
-    Caller, Failure, MountWish, OpenTarget, Opened,
+    Caller, Failure, MountWish, OpenTarget, Opened, UnmountedImage,
     audit::{self, Basis, Sharing},
     cache::{CacheError, EntryId, ImageFile, ImageKey},
+    mount::MountInfo,
 };
 
 /// A right that has been established, and to what.
@@ -150,5 +151,16 @@ impl Inner {
             (EntryId::Image(key), Ok(mounts)) => mounts.in_use(key),
             _ => false,
         }
+    }
+
+    /// All mounts that this broker knows of.
+    pub(super) fn mounts(&self) -> Vec<MountInfo> {
+        self.mounts.as_ref().map(crate::mount::Mounts::list).unwrap_or_default()
+    }
+
+    /// Lets go of an image. Blocks while the kernel does so.
+    pub(super) fn unmount(&self, image: UnmountedImage) -> UnmountedImage {
+        let left = self.mounts.as_ref().map(|mounts| mounts.unmount(&image.key)).unwrap_or_default();
+        UnmountedImage { held_by_clients: left.held_by_clients > 0, ..image }
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{Board, Inner, delivered, grant_of};
 use crate::{
-    Caller, Failure, PullJob,
+    Caller, Failure, JobWork, PullJob,
     cache::{Grant, INSECURE_SCHEME, ImageKey},
     job::{
         process::Job,
@@ -120,7 +120,12 @@ pub(super) async fn fly(
     }
 }
 
-async fn ask(inner: &Arc<Inner>, job: PullJob, profile_id: &str, board: &Board) -> Result<Arc<Resolution>, Failure> {
+async fn ask(
+    inner: &Arc<Inner>,
+    job: PullJob,
+    profile_id: &str,
+    board: &Arc<Board>,
+) -> Result<Arc<Resolution>, Failure> {
     let start = Start::Resolve(Box::new(ResolveStart {
         reference: job.reference.clone(),
         platform: job.platform.clone(),
@@ -128,6 +133,7 @@ async fn ask(inner: &Arc<Inner>, job: PullJob, profile_id: &str, board: &Board) 
         limits: inner.options().limits,
     }));
     let mut process = inner.launcher.start("that resolves the reference".to_owned(), &start, Vec::new()).await?;
+    let _listed = inner.roster.list(process.pid(), JobWork::Resolve, &job.reference, board);
     let Report::Manifest { manifest, config, config_size, layers, platform_known } = next(&mut process, board).await?
     else {
         return Err(process.unexpected());

@@ -17,7 +17,7 @@ use super::{
     tickets,
 };
 use crate::{
-    Caller, Failure, Opened, PullEvent, PullJob, ResolvedLayer,
+    Caller, Failure, Opened, PullEvent, PullJob, ResolvedLayer, audit,
     cache::{Grant, ImageKey},
 };
 
@@ -204,7 +204,10 @@ async fn done(
         }
     });
     let Outcome { size, fetched_bytes, reused_bytes, image_cached, .. } = outcome;
-    info!(%manifest, ?grant, fetched_bytes, reused_bytes, image_cached, "image granted");
+    let name = job.reference.to_string();
+    let granted = audit::Image { reference: Some(&name), manifest: Some(&manifest), key: kept.as_ref() };
+    audit::grant(caller.uid, granted, audit::Basis::Registry);
+    info!(%manifest, ?grant, fetched_bytes, reused_bytes, image_cached, "pulled");
     Ok(PullEvent::Done { ticket, manifest, size, fetched_bytes, reused_bytes, path, image_cached, key: kept })
 }
 

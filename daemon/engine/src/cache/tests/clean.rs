@@ -123,7 +123,7 @@ fn too_little_space_is_refused_with_figures() {
     put_pack(&full, b"layer", Grant::Public);
     let error = full.check_space(1, NOTHING).unwrap_err();
     assert!(error.to_string().contains("100% must stay free"), "{error}");
-    assert_eq!(full.totals().unwrap().packs, 1, "nothing goes where it would not help");
+    assert_eq!(full.totals(Viewer::All).unwrap().packs, 1, "nothing goes where it would not help");
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_quota_makes_room_and_counts_running_jobs() {
     let [old, new] = [[1u8; 400], [2u8; 400]].map(|content| put_pack(&cache, &content, Grant::Public));
     age(&cache, old.id(), 100);
     let mut running = cache.check_space(150, NOTHING).unwrap();
-    assert_eq!(cache.totals().unwrap().packs, 2);
+    assert_eq!(cache.totals(Viewer::All).unwrap().packs, 2);
     let second = cache.check_space(200, NOTHING).unwrap();
     assert!(cache.find_pack(&old.diff_id, PROFILE, 1).unwrap().is_none(), "the older one made room");
     assert!(cache.find_pack(&new.diff_id, PROFILE, 1).unwrap().is_some());

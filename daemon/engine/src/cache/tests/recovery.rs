@@ -110,9 +110,9 @@ fn a_lost_or_damaged_database_changes_no_answer() {
         assert!(cache.find_image(&image.key).unwrap().is_some(), "{name}");
         cache.count(1, 1);
         cache.settle();
-        let counted = cache.totals().unwrap().fetched_bytes;
+        let counted = cache.totals(Viewer::All).unwrap().fetched_bytes;
         drop(cache);
-        assert_eq!(open(&root).totals().unwrap().fetched_bytes, counted, "{name}: a good one follows");
+        assert_eq!(open(&root).totals(Viewer::All).unwrap().fetched_bytes, counted, "{name}: a good one follows");
         // The visit has changed the last use.
         for entry in &before {
             let id = entry.id.to_string();
@@ -145,7 +145,7 @@ fn a_database_of_another_version_is_begun_anew() {
         transaction.commit().unwrap();
     }
     let cache = open(&root);
-    assert_eq!(cache.totals().unwrap().fetched_bytes, 0);
+    assert_eq!(cache.totals(Viewer::All).unwrap().fetched_bytes, 0);
     assert!(names_in(&root).contains(&format!("{name}.damaged")));
 }
 
@@ -160,7 +160,7 @@ fn counters_leases_and_last_use_survive_a_restart() {
     cache.put_lease(Grant::Uid(7), "r", &platform, image.key, image.manifest, Duration::from_secs(60));
     drop(cache);
     let cache = open(&root);
-    let totals = cache.totals().unwrap();
+    let totals = cache.totals(Viewer::All).unwrap();
     assert_eq!((totals.fetched_bytes, totals.reused_bytes), (100, 50));
     assert_eq!(cache.lease(7, "r", &platform).unwrap().key, image.key);
     assert_eq!(cache.lease(8, "r", &platform), None);

@@ -69,9 +69,27 @@ fn listings_tell_nothing_about_others() {
     assert_eq!(cache.list(Viewer::Uid(8)).unwrap().len(), 8);
     let all = cache.list(Viewer::All).unwrap();
     assert_eq!(all.iter().find(|entry| entry.id == super::super::model::Meta::id(&shared)).unwrap().used_by, 2);
-    let totals = cache.totals().unwrap();
+    let totals = cache.totals(Viewer::All).unwrap();
     assert_eq!((totals.images, totals.packs, totals.blobs), (2, 2, 4));
     assert_eq!((totals.image_bytes, totals.pack_bytes, totals.shared_bytes), (13, 12, 6));
+    // What two may use counts for both.
+    let usage = |grant, images, image_bytes| Usage { grant, images, image_bytes, packs: 1, pack_bytes: 6 };
+    assert_eq!(totals.usage, [usage(Grant::Public, 1, 6), usage(Grant::Uid(8), 2, 13)]);
+    cache.count(7, 9);
+    let own = cache.totals(Viewer::Uid(7)).unwrap();
+    assert_eq!((own.images, own.packs, own.blobs, own.shared_bytes), (1, 1, 2, 0));
+    assert_eq!((own.fetched_bytes, own.reused_bytes, own.usage), (0, 0, Vec::new()), "figures of others");
+}
+
+#[test]
+fn names_that_others_gave_an_image_are_theirs() {
+    let temp = tempfile::tempdir().unwrap();
+    let cache = open(&temp.path().join("cache"));
+    let meta = put_image(&cache, "image", &[&put_pack(&cache, b"a", Grant::Uid(7))], Grant::Uid(7));
+    cache.add_image_grant(&meta.key, Grant::Uid(8), Some("registry.example/image:other")).unwrap();
+    let references = |viewer| cache.list(viewer).unwrap()[0].references.clone();
+    assert_eq!(references(Viewer::Uid(7)), [""; 0]);
+    assert_eq!(references(Viewer::All).last().unwrap(), "registry.example/image:other");
 }
 
 #[test]

@@ -1,16 +1,21 @@
 //! Wire types inward and outward: the only place that knows both sides.
 
+mod overview;
+
 use std::os::unix::ffi::OsStrExt as _;
 
 use sctl_common::{ErrorKind, Platform, Reference};
 use sctl_engine::{
-    CacheCleaned, CacheEntry, CacheInfo, EntryKind, Failure, MountWish, NoticeLevel, OpenTarget, Opened, PullEvent,
-    PullJob, Stage, Ticket,
+    Failure, MountWish, NoticeLevel, OpenTarget, Opened, PullEvent, PullJob, Stage, Ticket,
     cache::ImageKey,
     registry::{Credentials, Secret},
 };
 use sctl_proto::{FailureDetail, v1};
 use tonic::Status;
+
+pub use self::overview::{
+    admin_jobs, admin_leases, admin_mounts, admin_unmounted, cache_cleaned, cache_info, cache_list, unmount_target,
+};
 
 /// Longest user name, password or token that is accepted.
 const MAX_CREDENTIAL: usize = 64 << 10;
@@ -175,59 +180,6 @@ pub fn pull_event(event: PullEvent) -> v1::PullEvent {
 /// A path for display: a `string` field holds UTF-8 only.
 pub fn display_path(path: &std::path::Path) -> String {
     String::from_utf8_lossy(path.as_os_str().as_bytes()).into_owned()
-}
-
-fn cache_entry(entry: CacheEntry) -> v1::CacheEntry {
-    use v1::cache_entry::Kind;
-    v1::CacheEntry {
-        kind: match entry.kind {
-            EntryKind::Image => Kind::Image,
-            EntryKind::Pack => Kind::Pack,
-            EntryKind::Blob => Kind::Blob,
-        }
-        .into(),
-        name: entry.name,
-        digest: entry.digest,
-        size: entry.size,
-        created: entry.created,
-        last_used: entry.last_used,
-        used_by: entry.used_by,
-        public: entry.public,
-        uids: entry.uids,
-        platform: entry.platform.map(|platform| platform.to_string()).unwrap_or_default(),
-    }
-}
-
-/// A listing.
-pub fn cache_list(entries: Vec<CacheEntry>) -> v1::CacheListReply {
-    v1::CacheListReply { entries: entries.into_iter().map(cache_entry).collect() }
-}
-
-/// A summary.
-pub fn cache_info(info: CacheInfo, user_mode: bool) -> v1::CacheInfoReply {
-    v1::CacheInfoReply {
-        path: display_path(&info.path),
-        user_mode,
-        images: info.images,
-        image_bytes: info.image_bytes,
-        packs: info.packs,
-        pack_bytes: info.pack_bytes,
-        blobs: info.blobs,
-        blob_bytes: info.blob_bytes,
-        free_bytes: info.free_bytes,
-        shared_bytes: info.shared_bytes,
-        fetched_bytes: info.fetched_bytes,
-        reused_bytes: info.reused_bytes,
-        running_jobs: info.running_jobs,
-    }
-}
-
-/// What a clean did.
-pub fn cache_cleaned(cleaned: CacheCleaned) -> v1::CacheCleanReply {
-    v1::CacheCleanReply {
-        removed: cleaned.removed.into_iter().map(cache_entry).collect(),
-        freed_bytes: cleaned.freed_bytes,
-    }
 }
 
 #[cfg(test)]
