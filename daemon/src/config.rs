@@ -7,13 +7,13 @@ use std::{
 };
 
 use sctl_common::{Compression, Limits, Profile};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Contents of `sctld.toml`.
 ///
 /// Keys that depend on the mode are optional here; [`crate::Settings`] knows
 /// their defaults.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where the cache is. System mode: `/var/cache/sctl`; user mode:
@@ -62,7 +62,7 @@ pub struct Config {
 }
 
 /// Section `[mount]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MountConfig {
     /// Hand out kernel mounts of images where that is possible.
@@ -84,7 +84,7 @@ pub struct MountConfig {
 }
 
 /// Section `[proxy]`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProxyConfig {
     /// For `http` URLs.
@@ -96,7 +96,7 @@ pub struct ProxyConfig {
 }
 
 /// Section `[log]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Where to and how.
@@ -107,13 +107,13 @@ pub struct LogConfig {
 }
 
 /// How events are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// To the journal if it is there, else text.
     Auto,
     /// To the journal.
-    Journald,
+    Journal,
     /// Lines on standard error.
     Text,
     /// JSON objects on standard error.

@@ -1,44 +1,80 @@
 //! `sctld`: reads its settings, opens its sockets, and serves.
 #![forbid(unsafe_code)]
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{convert::Infallible, os::fd::OwnedFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use sctl_daemon::{
-    Arguments, Internal, Mode, PreparedMounts, ServerOptions, Settings, Sockets, logs, prepare_mounts, serve,
+    Arguments, Config, Internal, Manager, Mode, PreparedMounts, Reloader, ServerOptions, Settings, SettingsError,
+    Sockets, logs, prepare_mounts, serve,
 };
-use sctl_engine::{Broker, BrokerOptions, JobUser, Network, registry::Proxies};
-use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use sctl_engine::{Broker, BrokerOptions, Engine as _, JobUser, Network, registry::Proxies};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
+
+/// Status for a configuration that cannot be used (EX_CONFIG of sysexits.h):
+/// another try would end alike, which the service manager should know.
+const UNUSABLE: u8 = 78;
+
+/// How long opening the cache may take: after a loss of power it looks at every
+/// entry that was not on the disk for sure.
+const OPENING: Duration = Duration::from_secs(15 * 60);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match arguments.command {
+    let done = match arguments.command {
         Some(Internal::Job { fds }) => return sctl_engine::job::main(fds),
         Some(Internal::MountHelper) => return sctl_engine::mount::helper_main(),
-        None => {}
-    }
-    match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Some(Internal::Launcher) => launch(),
+        None if arguments.check => check(&arguments),
+        None => run(arguments),
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             // As sctl tells its failures.
             let mut chain = error.chain();
             eprintln!("FATAL:   {}", chain.next().map(ToString::to_string).unwrap_or_default());
             chain.for_each(|cause| eprintln!("  cause: {cause}"));
-            ExitCode::FAILURE
+            if error.is::<SettingsError>() { ExitCode::from(UNUSABLE) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    // First of all: later descriptors could take the numbers of missing ones.
-    let passed = sd_notify::listen_fds().context("cannot read what the service manager passed")?.len();
-    let inherited = sctl_sys::spawn::take_inherited(passed).context("cannot use the service manager's sockets")?;
-
+/// Says whether a daemon could start, or reload, with the configuration that
+/// there is now.
+fn check(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve(arguments)?;
-    logs::start(&settings.config.log)?;
+    logs::parse_filter(&settings.config.log.level)?;
+    broker_options(&settings)?.check()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The launcher of jobs: no configuration, no mode, nothing but its socket.
+fn launch() -> anyhow::Result<ExitCode> {
+    let mut inherited = take_sockets()?;
+    let listener = inherited.pop().context("the service manager passed no socket")?;
+    anyhow::ensure!(inherited.is_empty(), "the service manager passed more than one socket");
+    logs::start(&Config::default().log)?;
+    Ok(sctl_engine::job::launcher::main(listener))
+}
+
+/// What the service manager passed, from descriptor 3 on.
+fn take_sockets() -> anyhow::Result<Vec<OwnedFd>> {
+    let passed = sd_notify::listen_fds().context("cannot read what the service manager passed")?.len();
+    sctl_sys::spawn::take_inherited(passed).context("cannot use the service manager's sockets")
+}
+
+fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
+    // First of all: later descriptors could take the numbers of missing ones.
+    let inherited = take_sockets()?;
+
+    // It is read again after the working directory has changed.
+    arguments.config =
+        arguments.config.map(std::path::absolute).transpose().context("cannot tell the working directory")?;
+    let settings = Settings::resolve(&arguments)?;
+    let filter = logs::start(&settings.config.log)?;
     // Jobs and the cache decide modes themselves; nothing of ours is for
     // others to write.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -48,7 +84,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mounts = prepare_mounts(&settings);
 
     let sockets = Sockets::open(&settings, inherited)?;
+    let manager = Manager::from_environment();
+    manager.starting("opening the cache", OPENING);
     let (engine, admin_gid) = open_engine(&settings, mounts)?;
+    let engine = Arc::new(engine);
     let options = ServerOptions {
         mode: settings.mode,
         admin_gid,
@@ -81,17 +120,24 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            notify(&[NotifyState::Stopping]);
+            manager.stopping();
         };
-        let ready = || notify(&[NotifyState::Ready]);
-        Ok::<_, anyhow::Error>(serve(Arc::new(engine), sockets, &options, stop, ready).await?)
+        let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+        let reloader = Reloader::new(arguments, &settings.config, filter);
+        let ready = || manager.ready(&status(&engine));
+        tokio::select! {
+            ended = serve(Arc::clone(&engine), sockets, &options, stop, ready) => Ok::<_, anyhow::Error>(ended?),
+            never = reload(hangup, reloader, &manager, &engine) => match never {},
+            never = manager.attend(|| engine.answer(), || status(&engine)) => match never {},
+        }
     });
+    manager.stopping();
     // Blocking work (a slow disk) must not hold the exit back.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match ended {
         Ok(ended) => {
             info!(?ended, "left");
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
             error!(error = format!("{error:#}"), "cannot serve");
@@ -100,18 +146,52 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
+/// Reads the configuration again whenever SIGHUP asks for it.
+async fn reload(mut hangup: Signal, mut reloader: Reloader, manager: &Manager, engine: &Broker) -> Infallible {
+    loop {
+        if hangup.recv().await.is_none() {
+            return std::future::pending().await;
+        }
+        manager.reloading();
+        let reloaded = reloader.reload(|settings| Ok(engine.reconfigure(broker_options(settings)?)?));
+        match reloaded {
+            Ok(()) => manager.ready(&status(engine)),
+            Err(error) => manager.ready(&format!("the old configuration stays in force: {error}")),
+        }
+    }
+}
+
+/// A line for `systemctl status`.
+fn status(engine: &Broker) -> String {
+    match engine.active() {
+        0 => "ready".to_owned(),
+        active => format!("ready; pulls and jobs under way: {active}"),
+    }
+}
+
 fn open_engine(settings: &Settings, mounts: PreparedMounts) -> anyhow::Result<(Broker, Option<u32>)> {
     let config = &settings.config;
-    let (job_user, admin_gid) = match settings.mode {
-        Mode::User { .. } => (None, None),
+    let admin_gid = match settings.mode {
+        Mode::User { .. } => None,
         Mode::System => {
-            let user = JobUser::lookup(&config.job_user).context("there is no user for jobs")?;
             let group = sctl_daemon::group_id(&config.admin_group).context("cannot read the groups")?;
             if group.is_none() {
                 info!(group = config.admin_group, "no such group: only root administers the cache");
             }
-            (Some(user), group)
+            group
         }
+    };
+    let engine = Broker::open(broker_options(settings)?, mounts).context("cannot open the cache")?;
+    Ok((engine, admin_gid))
+}
+
+fn broker_options(settings: &Settings) -> anyhow::Result<BrokerOptions> {
+    let config = &settings.config;
+    let job_user = match settings.mode {
+        Mode::User { .. } => None,
+        // The launcher is that user already.
+        Mode::System if settings.job_socket.is_some() => None,
+        Mode::System => Some(JobUser::lookup(&config.job_user).context("there is no user for jobs")?),
     };
     let environment = |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
     let network = Network {
@@ -127,7 +207,7 @@ fn open_engine(settings: &Settings, mounts: PreparedMounts) -> anyhow::Result<(B
         },
         ca_files: config.ca_files.iter().cloned().chain(environment(&["SSL_CERT_FILE"]).map(Into::into)).collect(),
     };
-    let options = BrokerOptions {
+    Ok(BrokerOptions {
         cache_dir: settings.cache_dir.clone(),
         user_mode: settings.mode.is_user(),
         compression: config.compression,
@@ -141,10 +221,9 @@ fn open_engine(settings: &Settings, mounts: PreparedMounts) -> anyhow::Result<(B
         threads: config.threads,
         limits: config.limits,
         job_user,
+        job_socket: settings.job_socket.clone(),
         network,
-    };
-    let engine = Broker::open(options, mounts).context("cannot open the cache")?;
-    Ok((engine, admin_gid))
+    })
 }
 
 /// Every client, job and layer holds descriptors; the usual soft limit of
@@ -157,12 +236,5 @@ fn raise_open_files() {
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
     {
         warn!(%error, "cannot raise the limit of open files");
-    }
-}
-
-/// Tells the service manager, if there is one.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        warn!(%error, "cannot notify the service manager");
     }
 }

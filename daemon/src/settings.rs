@@ -13,7 +13,7 @@ use crate::{Config, ConfigError};
 
 /// Pulls container images, converts them to SIF and keeps them for all users
 /// of this host (system mode) or for one (user mode).
-#[derive(Debug, Parser)]
+#[derive(Debug, Clone, Parser)]
 #[command(name = "sctld", version, about, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// Serve the user who starts it, even if that is root
@@ -31,13 +31,19 @@ pub struct Arguments {
     /// Directory of the cache [default: /var/cache/sctl, ~/.cache/sctl with --user]
     #[arg(long, value_name = "PATH")]
     pub cache_dir: Option<PathBuf>,
+    /// Let the launcher that listens here start jobs (system mode) [default: they are started here]
+    #[arg(long, value_name = "PATH")]
+    pub job_socket: Option<PathBuf>,
+    /// Read the configuration, tell what is wrong with it, and leave
+    #[arg(long)]
+    pub check: bool,
     /// Internal.
     #[command(subcommand)]
     pub command: Option<Internal>,
 }
 
 /// Processes that the daemon starts itself.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum Internal {
     /// One step of a pull; speaks to the daemon over descriptor 3
     #[command(hide = true)]
@@ -45,6 +51,9 @@ pub enum Internal {
         /// How many descriptors it was given
         fds: usize,
     },
+    /// Starts jobs for a daemon that has no network; listens on descriptor 3
+    #[command(hide = true)]
+    Launcher,
     /// Locks mounts; speaks to the daemon over descriptor 3
     #[command(hide = true)]
     MountHelper,
@@ -80,6 +89,8 @@ pub struct Settings {
     pub socket: PathBuf,
     /// Socket that hands out images.
     pub mount_socket: PathBuf,
+    /// Socket of the launcher of jobs, if there is one.
+    pub job_socket: Option<PathBuf>,
     /// The directory of the sockets is the daemon's own default: it is made,
     /// and in user mode its owner and mode are checked.
     pub own_socket_dir: bool,
@@ -187,7 +198,8 @@ impl Settings {
             Some(path) => absolute("mount socket", path)?,
             None => socket.with_file_name("mount.sock"),
         };
-        for path in [&socket, &mount_socket] {
+        let job_socket = arguments.job_socket.as_ref().map(|path| absolute("job socket", path)).transpose()?;
+        for path in [&socket, &mount_socket].into_iter().chain(&job_socket) {
             sctl_sys::scm::check_socket_path(path).map_err(|source| SettingsError::SocketPath { source })?;
         }
         let idle_seconds = config.idle_seconds.unwrap_or(match mode {
@@ -195,7 +207,7 @@ impl Settings {
             Mode::User { .. } => 30,
         });
         let idle = (idle_seconds > 0).then(|| Duration::from_secs(idle_seconds));
-        Ok(Self { mode, cache_dir, socket, mount_socket, own_socket_dir, idle, config })
+        Ok(Self { mode, cache_dir, socket, mount_socket, job_socket, own_socket_dir, idle, config })
     }
 }
 

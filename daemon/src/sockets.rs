@@ -289,6 +289,7 @@ mod tests {
             cache_dir: dir.join("cache"),
             socket: dir.join("sctl.sock"),
             mount_socket: dir.join("mount.sock"),
+            job_socket: None,
             own_socket_dir: own,
             idle: None,
             config: Config::default(),

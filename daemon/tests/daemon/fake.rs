@@ -181,6 +181,7 @@ impl Served {
             cache_dir: dir.path().join("cache"),
             socket: dir.path().join("sctl.sock"),
             mount_socket: dir.path().join("mount.sock"),
+            job_socket: None,
             own_socket_dir: false,
             idle,
             config: Config::default(),

@@ -16,31 +16,40 @@ use super::{
 };
 
 /// A registry that accepts connections and says nothing.
-struct Silent(TcpListener);
+pub struct Silent(TcpListener);
 
 impl Silent {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(TcpListener::bind("127.0.0.1:0").unwrap())
     }
 
-    fn request(&self) -> v1::PullRequest {
+    pub fn request(&self) -> v1::PullRequest {
         let reference = format!("{}/image", self.0.local_addr().unwrap());
         v1::PullRequest { reference, ..Default::default() }
     }
 }
 
-/// The daemon's only child, once there is one.
+/// The daemon's only job, once there is one.
 fn job(daemon: &Daemon) -> u32 {
+    job_of(daemon.child.id())
+}
+
+/// The only job that is a child of `parent`, once there is one.
+pub fn job_of(parent: u32) -> u32 {
     let mut found = None;
     wait_until("a job runs", || {
-        found = jobs(daemon).into_iter().next();
+        found = jobs_of(parent).into_iter().next();
         found.is_some()
     });
     found.unwrap()
 }
 
 fn jobs(daemon: &Daemon) -> Vec<u32> {
-    let own = daemon.child.id();
+    jobs_of(daemon.child.id())
+}
+
+/// Jobs that are children of `parent`.
+pub fn jobs_of(own: u32) -> Vec<u32> {
     let mut jobs = Vec::new();
     for entry in fs::read_dir("/proc").unwrap() {
         let Ok(pid) = entry.unwrap().file_name().to_string_lossy().parse::<u32>() else { continue };
@@ -57,9 +66,14 @@ fn jobs(daemon: &Daemon) -> Vec<u32> {
 
 /// Starts a pull, lets `meanwhile` look at the job, and returns how it fails.
 fn failing(daemon: &Daemon, registry: &Silent, meanwhile: impl FnOnce(u32)) -> FailureDetail {
+    failing_of(daemon, daemon.child.id(), registry, meanwhile)
+}
+
+/// The same with jobs that are children of `parent`.
+pub fn failing_of(daemon: &Daemon, parent: u32, registry: &Silent, meanwhile: impl FnOnce(u32)) -> FailureDetail {
     let (runtime, mut client) = client(&daemon.socket());
     let mut stream = runtime.block_on(client.pull(registry.request())).unwrap().into_inner();
-    meanwhile(job(daemon));
+    meanwhile(job_of(parent));
     loop {
         match runtime.block_on(stream.message()) {
             Ok(Some(_)) => {}
@@ -153,7 +167,8 @@ fn privileged_jobs_run_without_any_power() {
         assert!(!open.iter().any(|target| target.contains("cache")), "{open:?}");
         let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/mem")).unwrap());
         assert_eq!(owner, 0, "others of its uid cannot look into it");
-        assert_eq!(fs::read(format!("/proc/{pid}/environ")).unwrap_or_default(), b"", "no environment");
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        assert_eq!(environment, b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0", "nothing of the daemon's");
         kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     });
 }

@@ -3,6 +3,8 @@
 
 mod fake;
 mod jobs;
+mod launcher;
+mod manager;
 mod mount;
 mod program;
 mod service;

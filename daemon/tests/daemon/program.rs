@@ -33,9 +33,14 @@ impl Daemon {
 
     /// The same with other arguments.
     pub fn start_with(config: &str, arguments: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), config, arguments, &[])
+    }
+
+    /// The same in a given folder, with variables.
+    pub fn start_in(dir: tempfile::TempDir, config: &str, arguments: &[&str], env: &[(&str, &Path)]) -> Self {
         fs::write(dir.path().join("sctld.toml"), config).unwrap();
-        let child = command(dir.path()).args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let mut command = command(dir.path());
+        let child = command.args(arguments).envs(env.iter().copied()).stderr(Stdio::piped()).spawn().unwrap();
         let mut daemon = Self { dir, child };
         let socket = daemon.socket();
         wait_until("the daemon answers", || {
@@ -96,11 +101,12 @@ fn command(dir: &Path) -> Command {
     command
 }
 
-fn fails(config: &str) -> Output {
+/// What a daemon says to a configuration that it cannot use.
+pub fn fails(config: &str) -> Output {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("sctld.toml"), config).unwrap();
     let output = command(dir.path()).arg("--user").output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(78));
     output
 }
 

@@ -12,10 +12,12 @@
 //! | layer | yes | | a pack, perhaps the blob |
 //! | assemble | no | packs | a SIF |
 //!
+//! Where a service manager looks after both, [`launcher`] starts the jobs.
 //! [`process`] and [`protocol`] are the broker's side and the common tongue,
 //! the rest is the job's.
 
 mod assemble;
+pub mod launcher;
 mod layer;
 pub(crate) mod process;
 pub(crate) mod protocol;

@@ -3,7 +3,8 @@
 use std::{
     ffi::{OsStr, OsString},
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -23,7 +24,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::protocol::{self, Report, Start};
+use super::{
+    launcher::Remote,
+    protocol::{self, Report, Start},
+};
 use crate::Failure;
 
 /// How long a job may take to leave after its last word.
@@ -49,7 +53,63 @@ pub(crate) struct Launcher {
 struct Request {
     fds: Vec<OwnedFd>,
     stderr: OwnedFd,
-    reply: oneshot::Sender<io::Result<Process>>,
+    reply: oneshot::Sender<io::Result<Running>>,
+}
+
+/// Who starts the processes.
+#[derive(Debug, Clone)]
+pub(crate) enum Starter {
+    /// The broker does, and lets them become somebody else if one is given.
+    Broker(Option<Identity>),
+    /// The launcher that listens here.
+    Launcher(PathBuf),
+}
+
+impl Starter {
+    fn start(&self, fds: &[OwnedFd], stderr: &OwnedFd, env: &[OsString]) -> io::Result<Running> {
+        match self {
+            Self::Broker(identity) => spawn_job(fds, stderr, env, *identity).map(Running::Own),
+            Self::Launcher(path) => Remote::start(path, fds, stderr).map(Running::Remote),
+        }
+    }
+}
+
+/// A job's process, our child or the launcher's.
+#[derive(Debug)]
+enum Running {
+    Own(Process),
+    Remote(Remote),
+}
+
+impl Running {
+    fn id(&self) -> i32 {
+        match self {
+            Self::Own(process) => process.id(),
+            Self::Remote(process) => process.id(),
+        }
+    }
+
+    /// Becomes readable when it has ended.
+    fn watch(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(process) => process.pidfd(),
+            Self::Remote(process) => process.watch(),
+        }
+    }
+
+    fn kill(&self) -> io::Result<()> {
+        match self {
+            Self::Own(process) => process.kill(),
+            Self::Remote(process) => process.kill(),
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<Exit> {
+        match self {
+            Self::Own(process) => process.wait(),
+            Self::Remote(process) => process.wait(),
+        }
+    }
 }
 
 /// Variables that a job inherits: time zones and locales are none of its
@@ -62,27 +122,17 @@ const KEPT: [&str; 2] = ["RUST_BACKTRACE", "SCTL_FAILPOINT"];
 const HUGE_PAGES: &str = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1";
 
 impl Launcher {
-    /// Starts the thread that starts jobs, as `identity` if one is given.
+    /// Starts the thread that starts jobs, or has them started.
     ///
     /// # Privileges
-    /// Those of [`spawn::spawn`].
-    pub(crate) fn new(identity: Option<Identity>) -> io::Result<Self> {
+    /// Those of [`spawn::spawn`], without a launcher.
+    pub(crate) fn new(starter: Starter) -> io::Result<Self> {
         let (sender, requests) = mpsc::channel::<Request>();
-        let env: Vec<OsString> = KEPT
-            .iter()
-            .filter_map(|name| std::env::var_os(name).map(|value| (name, value)))
-            .map(|(name, value)| {
-                let mut variable = OsString::from(name);
-                variable.push("=");
-                variable.push(value);
-                variable
-            })
-            .chain([OsString::from(HUGE_PAGES)])
-            .collect();
+        let env = environment();
         std::thread::Builder::new().name("launcher".to_owned()).spawn(move || {
             for request in requests {
                 // Who asked may have gone: the process is ended, then.
-                if let Err(Ok(process)) = request.reply.send(start(&request.fds, &request.stderr, &env, identity)) {
+                if let Err(Ok(process)) = request.reply.send(starter.start(&request.fds, &request.stderr, &env)) {
                     end(process);
                 }
             }
@@ -123,8 +173,27 @@ impl Launcher {
     }
 }
 
-/// Runs in the launcher's thread.
-fn start(fds: &[OwnedFd], stderr: &OwnedFd, env: &[OsString], identity: Option<Identity>) -> io::Result<Process> {
+/// The environment of a job.
+pub(super) fn environment() -> Vec<OsString> {
+    KEPT.iter()
+        .filter_map(|name| std::env::var_os(name).map(|value| (name, value)))
+        .map(|(name, value)| {
+            let mut variable = OsString::from(name);
+            variable.push("=");
+            variable.push(value);
+            variable
+        })
+        .chain([OsString::from(HUGE_PAGES)])
+        .collect()
+}
+
+/// Starts a job that dies with the thread that calls this.
+pub(super) fn spawn_job(
+    fds: &[OwnedFd],
+    stderr: &OwnedFd,
+    env: &[OsString],
+    identity: Option<Identity>,
+) -> io::Result<Process> {
     let count = fds.len().to_string();
     let args = [OsStr::new("sctld"), OsStr::new("job"), OsStr::new(&count)];
     let borrowed: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
@@ -142,7 +211,7 @@ fn start(fds: &[OwnedFd], stderr: &OwnedFd, env: &[OsString], identity: Option<I
 }
 
 /// Ends a process whose work nobody wants, without waiting for it here.
-fn end(mut process: Process) {
+fn end(mut process: Running) {
     if let Err(error) = process.kill() {
         warn!(pid = process.id(), %error, "cannot end a job");
     }
@@ -182,14 +251,14 @@ pub(crate) struct Job {
     what: String,
     stream: UnixStream,
     stderr: JoinHandle<String>,
-    process: Option<Process>,
+    process: Option<Running>,
     _counted: Counted,
 }
 
 impl Job {
     /// Its process id; 0 when it has been waited for.
     pub(crate) fn pid(&self) -> i32 {
-        self.process.as_ref().map_or(0, Process::id)
+        self.process.as_ref().map_or(0, Running::id)
     }
 
     /// Sends a message to the job.
@@ -332,12 +401,12 @@ async fn hear(stream: &mut UnixStream, limit: Duration) -> Heard {
 }
 
 /// Waits up to `limit` for the end of `process`.
-fn has_ended(process: &Process, limit: Duration) -> io::Result<bool> {
+fn has_ended(process: &Running, limit: Duration) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let pidfd = process.pidfd();
+    let process = process.watch();
     let limit = Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
     loop {
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)) {
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)) {
             Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

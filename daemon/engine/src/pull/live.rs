@@ -16,18 +16,13 @@ pub(super) struct Live(RwLock<Arc<InForce>>);
 #[derive(Debug)]
 pub(super) struct InForce {
     pub(super) options: BrokerOptions,
-    /// Contents of [`Network::ca_files`](super::Network::ca_files).
+    /// Certificates of [`Network`](super::Network).
     pub(super) ca_pem: Vec<Base64>,
 }
 
 impl InForce {
     fn new(options: BrokerOptions) -> Result<Self, Failure> {
-        let mut ca_pem = Vec::new();
-        for path in &options.network.ca_files {
-            let pem = std::fs::read(path)
-                .map_err(|error| Failure::io(format!("cannot read the certificates in {}", path.display()), &error))?;
-            ca_pem.push(Base64(pem));
-        }
+        let ca_pem = options.read_ca_files()?;
         Ok(Self { options, ca_pem })
     }
 }

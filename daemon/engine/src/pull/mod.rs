@@ -58,7 +58,10 @@ use crate::{
     PullJob, UnmountTarget, UnmountedImage,
     audit::{self, Image},
     cache::{Cache, CacheError, CacheMode, CacheOptions, Grant, HeldLease},
-    job::{process::Launcher, protocol::Access},
+    job::{
+        process::{Launcher, Starter},
+        protocol::Access,
+    },
     mount::{MountInfo, MountOptions, Mounts, Slots as MountSlots, Unavailable},
     registry::{Credentials, Session},
 };
@@ -141,8 +144,9 @@ impl Broker {
             }
         };
         let identity = options.job_user.map(|user| Identity { uid: user.uid, gid: user.gid });
+        let starter = options.job_socket.clone().map_or(Starter::Broker(identity), Starter::Launcher);
         let launcher =
-            Launcher::new(identity).map_err(|error| Failure::io("cannot start the thread that starts jobs", &error))?;
+            Launcher::new(starter).map_err(|error| Failure::io("cannot start the thread that starts jobs", &error))?;
         let mounts =
             mounts.and_then(|(slots, options)| Mounts::start(slots, options, &cache_options.root, cache.root()));
         if let Err(reason) = &mounts

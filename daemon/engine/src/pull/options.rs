@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 use sctl_common::{Compression, Limits};
 
-use crate::registry::Proxies;
+use crate::{Failure, job::protocol::Base64, registry::Proxies};
 
 /// How jobs reach registries: the daemon's settings, never a request's.
 #[derive(Debug, Clone, Default)]
@@ -79,13 +79,34 @@ pub struct BrokerOptions {
     pub threads: usize,
     /// Hard limits on images.
     pub limits: Limits,
-    /// Whom jobs run as; none means as the broker itself.
+    /// Whom jobs run as; none means as the broker itself, or as the launcher.
     pub job_user: Option<JobUser>,
+    /// Socket of a launcher that starts the jobs ([`crate::job::launcher`]);
+    /// none means that the broker does.
+    pub job_socket: Option<PathBuf>,
     /// How jobs reach registries.
     pub network: Network,
 }
 
 impl BrokerOptions {
+    /// Says whether a broker could work with these options, as far as they
+    /// tell without opening the cache.
+    ///
+    /// # Errors
+    /// If a certificate file cannot be read.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.read_ca_files().map(drop)
+    }
+
+    /// Contents of [`Network::ca_files`].
+    pub(super) fn read_ca_files(&self) -> Result<Vec<Base64>, Failure> {
+        let read = |path: &PathBuf| match std::fs::read(path) {
+            Ok(pem) => Ok(Base64(pem)),
+            Err(error) => Err(Failure::io(format!("cannot read the certificates in {}", path.display()), &error)),
+        };
+        self.network.ca_files.iter().map(read).collect()
+    }
+
     /// Compressor threads of one job.
     pub(crate) fn job_threads(&self) -> usize {
         match self.threads {
