@@ -7,6 +7,7 @@
 
 mod command;
 mod flag;
+pub mod manual;
 mod settings;
 mod usage;
 mod verbs;
