@@ -87,10 +87,10 @@ pub fn mount(uid: u32, image: Image<'_>, sharing: Sharing) {
     tell(Act::new(Kind::Mount, Some(uid), Some(act), image, None));
 }
 
-/// Notes that the daemon took its own mount of an image down: at the wish of
-/// `uid`, or by itself. `reason` is a word or two, such as `idle`.
-pub fn unmount(uid: Option<u32>, image: Image<'_>, reason: &'static str) {
-    tell(Act::new(Kind::Unmount, uid, None, image, Some(reason)));
+/// Notes that the daemon took its own mount of an image down. `reason` is a
+/// word or two, such as `idle`.
+pub fn unmount(image: Image<'_>, reason: &'static str) {
+    tell(Act::new(Kind::Unmount, None, None, image, Some(reason)));
 }
 
 /// Notes that the administrator `uid` did `act`; `detail` says to what, or

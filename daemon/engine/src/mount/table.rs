@@ -55,6 +55,11 @@ pub(super) struct Superblock {
 }
 
 impl Superblock {
+    /// The newest name that led to the image.
+    pub(super) fn reference(&self) -> Option<&str> {
+        self.references.last().map(String::as_str)
+    }
+
     pub(super) fn new(name: Name, number: u32, backing: Backing) -> Self {
         Self {
             name,
