@@ -26,7 +26,7 @@ pub fn prepare_mounts(settings: &Settings) -> PreparedMounts {
         return Err(unavailable("a user's own daemon makes no kernel mounts"));
     }
     if !config.enabled {
-        return Err(unavailable("kernel mounts are switched off in the daemon's configuration"));
+        return Err(unavailable("kernel mounts are switched off in the daemon's configuration (mount.enabled)"));
     }
     let no_user = |error| Unavailable(format!("there is no user for the mount helper: {error}"));
     let helper = JobUser::lookup(&config.helper_user).map_err(no_user)?;

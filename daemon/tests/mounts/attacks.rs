@@ -62,7 +62,7 @@ fn privileged_a_helper_that_gives_something_else_is_ended_and_nobody_gets_it() {
     for wrong in ["unlocked", "bare", "host", "file", "two", "none", "silent"] {
         let world = World::new(options());
         let image = world.image("false", nothing);
-        let program = world.dir.path().join(wrong);
+        let program = world.dir().join(wrong);
         fs::copy(example("false_helper"), &program).unwrap();
         let mut world = world;
         world.start(sctl_engine::mount::MountOptions { program: program.into(), ..options() }, 4).unwrap();
@@ -123,7 +123,11 @@ fn privileged_the_helper_holds_nothing_of_the_host() {
     }
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "its root and nothing else:\n{mounts}");
-    assert!(mounts.contains(" - tmpfs "), "{mounts}");
+    let superblock = mounts.trim_end().split(" - ").nth(1).unwrap();
+    assert!(
+        superblock.starts_with("tmpfs ") && superblock.contains(" ro,"),
+        "nobody writes it, not even root: {mounts}"
+    );
     let fds: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().to_string_lossy().into_owned())

@@ -124,7 +124,7 @@ fn privileged_a_cache_that_others_could_change_is_not_mounted_from() {
     }
     let mut world = World::new(options());
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(world.dir.path(), open).unwrap();
+    std::fs::set_permissions(world.dir(), open).unwrap();
     let Unavailable(reason) = world.start(options(), 4).unwrap_err();
     assert!(reason.contains("others may write"), "{reason}");
 }

@@ -158,7 +158,7 @@ fn privileged_a_helper_may_die_at_any_step() {
     for place in ["started", "unshared", "mapped", "changed", "moved", "ready", "asked", "answered"] {
         let mut world = World::new(options());
         let image = world.image(place, nothing);
-        let program = helper_that_dies_at(world.dir.path(), &format!("helper.{place}"));
+        let program = helper_that_dies_at(world.dir(), &format!("helper.{place}"));
         world.start(MountOptions { program, ..options() }, 4).unwrap();
         let caller = user("sctl-test-a");
         let mut gone = 0;

@@ -2,6 +2,7 @@
 //! and unprivileged users who try to get more than they were given.
 
 mod attacks;
+mod crash;
 mod fallbacks;
 mod life;
 mod support;

@@ -57,7 +57,9 @@ pub fn user(name: &str) -> Caller {
 /// test's thread.
 pub struct World {
     pub mounts: Option<Mounts>,
-    pub dir: tempfile::TempDir,
+    path: PathBuf,
+    /// Removes the folder, if it is this one's.
+    _dir: Option<tempfile::TempDir>,
 }
 
 /// The options of a daemon without configuration, but for a shorter patience.
@@ -77,16 +79,25 @@ impl World {
     pub fn new(options: MountOptions) -> Self {
         let dir = tempfile::tempdir_in("/var/lib").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-        let mut world = Self { mounts: None, dir };
+        let mut world = Self { mounts: None, path: dir.path().to_owned(), _dir: Some(dir) };
         world.start(options, 16).unwrap();
         world
+    }
+
+    /// One whose folder another process has made.
+    pub fn of(path: &Path) -> Self {
+        Self { mounts: None, path: path.to_owned(), _dir: None }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.path
     }
 
     /// Starts as another daemon would that serves the same cache.
     pub fn start(&mut self, options: MountOptions, slots: u32) -> Result<(), Unavailable> {
         self.mounts = None;
-        let slots = Slots::prepare(&self.dir.path().join("slots"), slots, options.helper.gid).unwrap();
-        self.mounts = Some(Mounts::start(slots, options, self.dir.path(), File::open(self.dir.path()).unwrap())?);
+        let slots = Slots::prepare(&self.dir().join("slots"), slots, options.helper.gid).unwrap();
+        self.mounts = Some(Mounts::start(slots, options, self.dir(), File::open(self.dir()).unwrap())?);
         Ok(())
     }
 
@@ -96,7 +107,7 @@ impl World {
 
     /// An image whose tree `fill` makes.
     pub fn image(&self, name: &str, fill: impl FnOnce(&Path)) -> Image {
-        let root = self.dir.path().join(format!("{name}.root"));
+        let root = self.dir().join(format!("{name}.root"));
         fs::create_dir(&root).unwrap();
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(root.join("hello"), format!("hello from {name}\n")).unwrap();
@@ -104,12 +115,12 @@ impl World {
         let a = user("sctl-test-a");
         std::os::unix::fs::chown(root.join("of-test-a"), Some(a.uid), Some(a.gid)).unwrap();
         fill(&root);
-        let squashfs = self.dir.path().join(format!("{name}.squashfs"));
+        let squashfs = self.dir().join(format!("{name}.squashfs"));
         let made = Command::new("mksquashfs").args([&root, &squashfs]).args(["-noappend", "-quiet"]).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let mut bytes = fs::read(&squashfs).unwrap();
         bytes.resize(bytes.len().next_multiple_of(4096), 0);
-        let path = self.dir.path().join(format!("{name}.sif"));
+        let path = self.dir().join(format!("{name}.sif"));
         let file = File::create(&path).unwrap();
         file.write_all_at(&bytes, OFFSET).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
@@ -148,6 +159,20 @@ pub struct Image {
 }
 
 impl Image {
+    /// Notes what a process needs to know for [`Image::read`].
+    pub fn write(&self, dir: &Path) {
+        let text = serde_json::to_vec(&self.meta).unwrap();
+        fs::write(dir.join(self.path.with_extension("json").file_name().unwrap()), text).unwrap();
+    }
+
+    /// The image of this name that another process has made.
+    pub fn read(dir: &Path, name: &str) -> Self {
+        let path = dir.join(format!("{name}.sif"));
+        let meta = serde_json::from_slice(&fs::read(path.with_extension("json")).unwrap()).unwrap();
+        let stat = fs::metadata(&path).unwrap();
+        Self { path, meta, inode: (stat.dev(), stat.ino()) }
+    }
+
     pub fn open(&self) -> ImageFile {
         let file = File::open(&self.path).unwrap();
         let size_bytes = file.metadata().unwrap().len();

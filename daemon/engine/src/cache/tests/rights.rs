@@ -53,6 +53,35 @@ fn a_false_pack_is_found_when_the_true_one_comes() {
 }
 
 #[test]
+fn a_copy_in_hand_opens_only_what_its_holder_has_earned() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path().join("cache");
+    let cache = open(&root);
+    let image = put_image(&cache, "secret", &[], Grant::Uid(7));
+    let name = image.origin.split_once("://").map_or(image.origin.as_str(), |(_, name)| name).to_owned();
+    let other_platform = if image.platform.to_string() == "linux/arm64" { "linux/amd64" } else { "linux/arm64" };
+    let check = |cache: &Cache| {
+        assert!(cache.may_use(7, &image.key, &name, &image.platform));
+        assert!(!cache.may_use(8, &image.key, &name, &image.platform), "not earned");
+        assert!(!cache.may_use(0, &image.key, &name, &image.platform), "root has to earn it too");
+        assert!(!cache.may_use(7, &image.key, "registry.example/other", &image.platform), "another origin");
+        assert!(!cache.may_use(7, &image.key, &name, &other_platform.parse().unwrap()), "another platform");
+        assert!(!cache.may_use(7, &image_meta("none", &[]).key, &name, &image.platform), "not there");
+    };
+    check(&cache);
+    drop(cache);
+    // The next daemon knows it from the sidecars.
+    let cache = open(&root);
+    check(&cache);
+    assert!(cache.add_image_grant(&image.key, Grant::Public, None).unwrap());
+    assert!(cache.may_use(8, &image.key, &name, &image.platform));
+    cache.inner.remove(&EntryId::Image(image.key)).unwrap();
+    assert!(
+        !cache.may_use(7, &image.key, &name, &image.platform) && !cache.may_use(8, &image.key, &name, &image.platform)
+    );
+}
+
+#[test]
 fn listings_tell_nothing_about_others() {
     let temp = tempfile::tempdir().unwrap();
     let cache = open(&temp.path().join("cache"));
