@@ -1,5 +1,6 @@
 //! Containers as a user sees them: exit codes, mounts, environment, processes.
 
+mod mounts;
 mod support;
 
 use std::{
