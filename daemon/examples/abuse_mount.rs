@@ -79,6 +79,8 @@ fn main() -> io::Result<()> {
     let copy = mount::clone_tree(File::open("/tmp/a")?, c"", false)?;
     relax_all("a clone of it", &copy);
 
+    attempt("give it ids of one's own", mount::idmap(&copy, File::open("/proc/self/ns/user")?));
+
     look(Path::new("/tmp/a"));
 
     // Deeper, where the caller owns one more user namespace.
@@ -120,6 +122,7 @@ fn look(root: &Path) {
             if above.dev() == own { "this user's own folder" } else { "something of the host" }
         }),
     );
+    tell("open a device", File::open(root.join("null")).map(|_| "done"));
     if root.join("pipe").exists() {
         let pipe = File::options().read(true).write(true).open(root.join("pipe"));
         tell("open a FIFO", pipe.map(|_| "done"));

@@ -1,6 +1,11 @@
 //! What users, false helpers and images may not do.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 use sctl_engine::{MountWish, mount::NoMount};
 
@@ -18,7 +23,13 @@ fn privileged_what_restricts_a_mount_stays_whatever_its_receiver_tries() {
         return;
     }
     let world = World::new(options());
-    let image = world.image("flags", nothing);
+    let image = world.image("flags", |root| {
+        // The converter leaves them out; this one did not.
+        let (mode, device) = (rustix::fs::Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3));
+        let folder = fs::File::open(root).unwrap();
+        rustix::fs::mknodat(&folder, "null", rustix::fs::FileType::CharacterDevice, mode, device).unwrap();
+        fs::set_permissions(root.join("null"), fs::Permissions::from_mode(0o666)).unwrap();
+    });
     for name in ["sctl-test-a", "sctl-test-b"] {
         let attached = world.mounts().attach(user(name), &image.open(), MountWish::Shared).unwrap();
         assert!(attached.shared);
@@ -41,6 +52,8 @@ fn privileged_what_restricts_a_mount_stays_whatever_its_receiver_tries() {
                 ("lease hello", EACCES),
                 ("lease of-test-a", EACCES),
                 ("unlink a file", EROFS),
+                ("open a device", EACCES),
+                ("give it ids of one's own", EPERM),
                 ("what is above it", "this user's own folder"),
             ]
             .map(|(what, result)| (what.to_owned(), result.to_owned())),

@@ -7,7 +7,7 @@ use std::{
     io::Read as _,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
     process::Command,
@@ -127,7 +127,7 @@ impl World {
         let (mut ids, mut special_files) = (std::collections::BTreeSet::new(), false);
         for entry in fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().metadata().unwrap()) {
             ids.extend([entry.uid(), entry.gid()]);
-            special_files |= !(entry.is_file() || entry.is_dir() || entry.is_symlink());
+            special_files |= entry.file_type().is_fifo() || entry.file_type().is_socket();
         }
         fs::remove_dir_all(&root).unwrap();
         let manifest = Digest::of(name.as_bytes());

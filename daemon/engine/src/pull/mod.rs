@@ -75,6 +75,10 @@ const ASSEMBLE_JOBS: usize = 2;
 /// Listings at the same time, one of a user: each reads every sidecar.
 const LISTS: usize = 2;
 
+/// Images opened and mounted at the same time, and by one user: fewer than
+/// the threads that may block.
+const OPENS: (usize, usize) = (12, 8);
+
 /// Events that wait for a slow client before its pull waits as well.
 const EVENTS: usize = 64;
 
@@ -103,6 +107,9 @@ struct Inner {
     assemble_slots: Slots,
     /// For those who list the cache.
     list_slots: Slots,
+    /// For those who open images, so that one user's many requests do not
+    /// keep others' waiting.
+    open_slots: Slots,
     tickets: Tickets,
     delivered: Delivered,
     roster: Roster,
@@ -167,6 +174,7 @@ impl Broker {
                 layer_slots: Slots::new(options.max_layer_jobs.max(1)),
                 assemble_slots: Slots::new(ASSEMBLE_JOBS),
                 list_slots: Slots::limited(LISTS, 1),
+                open_slots: Slots::limited(OPENS.0, OPENS.1),
                 tickets: Tickets::default(),
                 delivered: Delivered::default(),
                 roster: Roster::default(),
