@@ -6,7 +6,9 @@
 mod crash;
 mod failures;
 mod hub;
+mod mounts;
 mod network;
 mod oracle;
 mod pull;
+mod systemd;
 mod user_daemon;
