@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and is missing: Debian packages, a SIF tool of
-# others (where Go is present), two unprivileged test users, and a real Debian
+# others (where Go is present), three unprivileged test users, and a real Debian
 # root file system. Needs root. Running it again changes nothing.
 set -euo pipefail
 
@@ -34,7 +34,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     [ -z "${made_policy:-}" ] || rm -f $policy
 fi
 
-for user in sctl sctl-mount sctl-test-a sctl-test-b; do
+for user in sctl sctl-mount sctl-test-a sctl-test-b sctl-test-admin; do
     id "$user" >/dev/null 2>&1 && continue
     case $user in
     sctl-test-*) useradd --create-home --shell /bin/bash "$user" ;;
@@ -42,6 +42,7 @@ for user in sctl sctl-mount sctl-test-a sctl-test-b; do
     esac
 done
 getent group sctl-admin >/dev/null || groupadd --system sctl-admin
+usermod --append --groups sctl-admin sctl-test-admin
 
 # Distributions give everybody /dev/fuse; bare virtual machines may not.
 if [ -e /dev/fuse ] && [ "$(stat -c %a /dev/fuse)" != 666 ]; then chmod 666 /dev/fuse; fi

@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -50,13 +50,18 @@ impl User {
         Self::named("sctl-test-b")
     }
 
-    /// A command that runs as this user, with a login's environment.
+    /// A member of the group of administrators.
+    pub fn admin() -> Self {
+        Self::named("sctl-test-admin")
+    }
+
+    /// A command that runs as this user, with a login's groups and environment.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         // Not by the standard library, which would fork and so copy the page
         // tables of a benchmark that holds gigabytes, on the command's time.
         let mut command = Command::new("/usr/bin/setpriv");
         command
-            .args(["--reuid", &self.uid.to_string(), "--regid", &self.gid.to_string(), "--clear-groups", "--"])
+            .args(["--reuid", &self.uid.to_string(), "--regid", &self.gid.to_string(), "--init-groups", "--"])
             .arg(program)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -206,6 +211,19 @@ impl Daemon {
         let mut command = user.command(programs().join("sctl"));
         command.env("SCTL_SOCKET", self.socket());
         command
+    }
+
+    /// `sctl pull` as `user` in `folder` from a registry on loopback, with
+    /// further options and operands.
+    pub fn pulling(&self, user: &User, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.sctl(user);
+        command.current_dir(folder).args(["pull", "--no-https"]).args(arguments);
+        command
+    }
+
+    /// What such a pull says when it has ended.
+    pub fn pull(&self, user: &User, folder: &Path, arguments: &[&str]) -> Output {
+        self.pulling(user, folder, arguments).output().expect("run sctl")
     }
 }
 

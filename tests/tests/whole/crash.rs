@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::Path,
-    process::Stdio,
+    process::{Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -34,13 +34,8 @@ fn image() -> Image {
     image
 }
 
-fn pull(daemon: &Daemon, user: &User, folder: &Path, uri: &str) -> std::process::Output {
-    daemon
-        .sctl(user)
-        .current_dir(folder)
-        .args(["pull", "--no-https", "--force", "x.sif", uri])
-        .output()
-        .expect("run sctl")
+fn pull(daemon: &Daemon, user: &User, folder: &Path, uri: &str) -> Output {
+    daemon.pull(user, folder, &["--force", "x.sif", uri])
 }
 
 #[test]
@@ -119,9 +114,7 @@ fn privileged_a_killed_daemon_at_random_moments_loses_nothing() {
         let daemon = Daemon::system("");
         fs::remove_file(out.join("x.sif")).expect("remove the SIF");
         let mut client = daemon
-            .sctl(&user)
-            .current_dir(&out)
-            .args(["pull", "--no-https", "x.sif", &uri])
+            .pulling(&user, &out, &["x.sif", &uri])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -155,9 +148,7 @@ fn privileged_a_killed_job_is_told_and_leaves_nothing() {
     let out = user.folder(&scratch, "out");
     let daemon = Daemon::system("");
     let client = daemon
-        .sctl(&user)
-        .current_dir(&out)
-        .args(["pull", "--no-https", "x.sif", &uri])
+        .pulling(&user, &out, &["x.sif", &uri])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -239,9 +230,7 @@ fn privileged_a_leaving_client_cancels_only_its_own_work() {
     let daemon = Daemon::system("");
     let start = |user: &User, name: &str| {
         daemon
-            .sctl(user)
-            .current_dir(user.folder(&scratch, name))
-            .args(["pull", "--no-https", "x.sif", &uri])
+            .pulling(user, &user.folder(&scratch, name), &["x.sif", &uri])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -257,9 +246,7 @@ fn privileged_a_leaving_client_cancels_only_its_own_work() {
 
     let daemon = Daemon::system("");
     let mut only = daemon
-        .sctl(&alice)
-        .current_dir(scratch.join("alice"))
-        .args(["pull", "--no-https", "x.sif", &uri])
+        .pulling(&alice, &scratch.join("alice"), &["x.sif", &uri])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

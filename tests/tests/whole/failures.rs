@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -34,8 +34,7 @@ impl Place {
     }
 
     fn pull(&self, uri: &str) -> Output {
-        let mut command = self.daemon.sctl(&self.user);
-        command.current_dir(self.out()).args(["pull", "--no-https", "x.sif", uri]).output().expect("run sctl")
+        self.daemon.pull(&self.user, &self.out(), &["x.sif", uri])
     }
 
     /// Asserts that `output` failed clearly, saying all of `words`, and that
@@ -194,8 +193,7 @@ fn privileged_an_unwritable_target_is_told_before_any_network() {
     registry.clear_log();
     let uri = format!("docker://{}", registry.reference("busybox:1"));
     for target in ["/proc/x.sif", "/root/x.sif", "/nowhere/x.sif"] {
-        let output =
-            place.daemon.sctl(&place.user).args(["pull", "--no-https", target, &uri]).output().expect("run sctl");
+        let output = place.daemon.pull(&place.user, Path::new("/"), &[target, &uri]);
         place.assert_failed(target, &output, &[target.rsplit_once('/').expect("absolute").0]);
     }
     assert_eq!(registry.blob_gets(), Vec::<String>::new());

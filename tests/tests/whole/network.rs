@@ -100,12 +100,7 @@ fn privileged_the_configured_proxy_is_used() {
     let user = User::a();
     // A name that only the proxy can reach.
     let uri = "docker://registry.test.invalid/busybox:1";
-    let output = daemon
-        .sctl(&user)
-        .current_dir(user.folder(&scratch, "out"))
-        .args(["pull", "--no-https", uri])
-        .output()
-        .expect("run sctl");
+    let output = daemon.pull(&user, &user.folder(&scratch, "out"), &[uri]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(!proxy.heads().is_empty(), "nothing went through the proxy");
 }
@@ -121,9 +116,7 @@ fn privileged_kept_blobs_make_a_layout_that_others_read() {
     let scratch = Scratch::new();
     let user = User::a();
     let uri = format!("docker://{}", registry.reference("layered:1"));
-    let output =
-        daemon.sctl(&user).current_dir(user.folder(&scratch, "out")).args(["pull", "--no-https", &uri]).output();
-    let output = output.expect("run sctl");
+    let output = daemon.pull(&user, &user.folder(&scratch, "out"), &[&uri]);
     assert!(output.status.success(), "{}", stderr(&output));
     let layout = daemon.cache().join("oci");
     let index: serde_json::Value =
@@ -156,14 +149,7 @@ fn privileged_the_cache_is_shown_and_cleaned_by_those_who_may() {
     let scratch = Scratch::new();
     let user = User::a();
     let uri = format!("docker://{}", registry.reference("busybox:1"));
-    let pull = || {
-        daemon
-            .sctl(&user)
-            .current_dir(user.folder(&scratch, "out"))
-            .args(["pull", "--no-https", "--force", &uri])
-            .output()
-            .expect("run sctl")
-    };
+    let pull = || daemon.pull(&user, &user.folder(&scratch, "out"), &["--force", &uri]);
     assert!(pull().status.success());
     let info = daemon.sctl(&user).args(["cache", "info", "--json"]).output().expect("run sctl");
     let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("it is JSON");

@@ -34,7 +34,7 @@ fn privileged_two_users_share_one_cache() {
     let uri = format!("docker://{}", registry.reference("layered:1"));
 
     let first = alice.folder(&scratch, "alice");
-    let output = daemon.sctl(&alice).current_dir(&first).args(["pull", "--no-https", &uri]).output().expect("run sctl");
+    let output = daemon.pull(&alice, &first, &[&uri]);
     succeeded(&output);
     let text = stderr(&output);
     assert_eq!(text.matches("Copying blob sha256:").count(), 3, "{text}");
@@ -46,7 +46,7 @@ fn privileged_two_users_share_one_cache() {
 
     registry.clear_log();
     let second = bob.folder(&scratch, "bob");
-    let output = daemon.sctl(&bob).current_dir(&second).args(["pull", "--no-https", &uri]).output().expect("run sctl");
+    let output = daemon.pull(&bob, &second, &[&uri]);
     succeeded(&output);
     assert_eq!(registry.blob_gets(), Vec::<String>::new(), "a cached image was fetched again");
     let text = stderr(&output);
@@ -56,7 +56,7 @@ fn privileged_two_users_share_one_cache() {
     // The base is a layer of the image above: nothing to fetch but its config.
     registry.clear_log();
     let base = format!("docker://{}", registry.reference("debian:12"));
-    let output = daemon.sctl(&bob).current_dir(&second).args(["pull", "--no-https", &base]).output().expect("run sctl");
+    let output = daemon.pull(&bob, &second, &[&base]);
     succeeded(&output);
     assert!(registry.blob_gets().len() <= 1, "{:?}", registry.blob_gets());
 
@@ -116,9 +116,7 @@ fn privileged_sixteen_clients_share_one_conversion() {
             let user = &users[n % 2];
             let folder = user.folder(&scratch, &format!("client{n}"));
             let child = daemon
-                .sctl(user)
-                .current_dir(&folder)
-                .args(["pull", "--no-https", &uri])
+                .pulling(user, &folder, &[&uri])
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
@@ -158,10 +156,10 @@ fn privileged_same_bytes_whatever_the_cores_and_the_name() {
             let pid = daemon.pid().to_string();
             succeeded(&Command::new("taskset").args(["-a", "-p", "-c", "0", &pid]).output().expect("run taskset"));
         }
-        let sif = out.join(format!("{n}.sif"));
+        let sif = format!("{n}.sif");
         let uri = format!("docker://{}", registry.reference(name));
-        succeeded(&daemon.sctl(&user).args(["pull", "--no-https"]).arg(&sif).arg(&uri).output().expect("run sctl"));
-        files.push(fs::read(&sif).expect("read the SIF"));
+        succeeded(&daemon.pull(&user, &out, &[&sif, &uri]));
+        files.push(fs::read(out.join(&sif)).expect("read the SIF"));
     }
     assert!(files[0] == files[1], "the two SIFs differ");
 }
@@ -182,10 +180,10 @@ fn privileged_nothing_deleted_remains() {
         let daemon = Daemon::system(&format!("compression = \"{compression}\"\n"));
         let scratch = Scratch::new();
         let user = User::a();
-        let sif = user.folder(&scratch, "out").join("x.sif");
+        let out = user.folder(&scratch, "out");
         let uri = format!("docker://{}", registry.reference("secrets:1"));
-        succeeded(&daemon.sctl(&user).args(["pull", "--no-https"]).arg(&sif).arg(&uri).output().expect("run sctl"));
-        let bytes = every_decompressed_byte(&sif);
+        succeeded(&daemon.pull(&user, &out, &["x.sif", &uri]));
+        let bytes = every_decompressed_byte(&out.join("x.sif"));
         let found = |needle: &str| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
         assert!(found("keep me"), "{compression}: the search does not see what is there");
         for secret in secrets {
@@ -216,11 +214,11 @@ fn privileged_size_is_that_of_mksquashfs() {
             .output()
             .expect("mksquashfs runs");
         succeeded(&made);
-        let sif = out.join(format!("{name}.sif"));
+        let sif = format!("{name}.sif");
         let uri = format!("docker://{}", registry.reference(&format!("{name}:1")));
-        succeeded(&daemon.sctl(&user).args(["pull", "--no-https"]).arg(&sif).arg(&uri).output().expect("run sctl"));
+        succeeded(&daemon.pull(&user, &out, &[&sif, &uri]));
         let (ours, theirs) =
-            (fs::metadata(&sif).expect("our file").len(), fs::metadata(&theirs).expect("their file").len());
+            (fs::metadata(out.join(&sif)).expect("our file").len(), fs::metadata(&theirs).expect("their file").len());
         let ratio = ours as f64 / theirs as f64;
         eprintln!("{name}: {ours} bytes, mksquashfs {theirs}: ratio {ratio:.4}");
         assert!(ratio <= 1.02, "{name}: {ours} bytes are {ratio:.4} of mksquashfs's {theirs}");
@@ -245,8 +243,7 @@ fn privileged_private_images_stay_private() {
     let uri = format!("docker://{}", registry.reference("private:1"));
     let pull = |user: &User, folder: &str, login: bool| {
         let folder = user.folder(&scratch, folder);
-        let mut command = daemon.sctl(user);
-        command.current_dir(folder).args(["pull", "--no-https", &uri]);
+        let mut command = daemon.pulling(user, &folder, &[&uri]);
         if login {
             command.env("SINGULARITY_DOCKER_USERNAME", "alice").env("SINGULARITY_DOCKER_PASSWORD", "wonder land");
         }
@@ -265,12 +262,8 @@ fn privileged_private_images_stay_private() {
     let claims = Registry::start();
     claims.seed(&image, "claimed:1");
     claims.clear_log();
-    let output = daemon
-        .sctl(&bob)
-        .current_dir(bob.folder(&scratch, "bob2"))
-        .args(["pull", "--no-https", &format!("docker://{}", claims.reference("claimed:1"))])
-        .output()
-        .expect("run sctl");
+    let claimed = format!("docker://{}", claims.reference("claimed:1"));
+    let output = daemon.pull(&bob, &bob.folder(&scratch, "bob2"), &[&claimed]);
     succeeded(&output);
     assert_eq!(claims.blob_gets().len(), 2, "the layer had to be delivered by the other registry");
     // The cache says nothing of it to others.
@@ -291,9 +284,7 @@ fn privileged_an_existing_file_is_kept() {
     let folder = user.folder(&scratch, "out");
     let uri = format!("docker://{}", registry.reference("busybox:1"));
     fs::write(folder.join("busybox_1.sif"), "mine").expect("write");
-    let pull = |arguments: &[&str]| {
-        daemon.sctl(&user).current_dir(&folder).args(["pull", "--no-https"]).args(arguments).output().expect("run sctl")
-    };
+    let pull = |arguments: &[&str]| daemon.pull(&user, &folder, arguments);
     registry.clear_log();
     let refused = pull(&[&uri]);
     assert_eq!(refused.status.code(), Some(255));
