@@ -1,13 +1,19 @@
 //! A registry with the manners of Docker Hub: redirects that hate our token,
 //! tokens that die in mid-pull, rate limits, bodies that break off.
 
-use std::{fs, process::Output, time::Duration};
+use std::{
+    fs,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
 
 use sctl_tests::{
     daemon::{Daemon, User},
     debian,
-    hub::{At, Fault, Hub, Manners, Misdeed, Part},
-    programs::{Scratch, have_root, stderr},
+    hub::{At, Fault, Hub, Login, Manners, Misdeed, Part},
+    image::Image,
+    layer::{BlobCompression, Entry, Layer},
+    programs::{Scratch, have_root, stderr, wait_until},
 };
 
 struct Place {
@@ -27,12 +33,7 @@ impl Place {
     fn pull(&self) -> Output {
         let folder = self.user.folder(&self.scratch, "out");
         let uri = format!("docker://{}", self.hub.reference("library/layered:1"));
-        self.daemon
-            .sctl(&self.user)
-            .current_dir(folder)
-            .args(["pull", "--no-https", "--force", "x.sif", &uri])
-            .output()
-            .expect("run sctl")
+        self.daemon.pull(&self.user, &folder, &["--force", "x.sif", &uri])
     }
 
     fn assert_pulled(&self, name: &str) {
@@ -116,4 +117,43 @@ fn privileged_faults_that_stay_are_told() {
         place.hub.misbehave(fault);
         place.assert_refused(name, words);
     }
+}
+
+#[test]
+fn privileged_who_waited_for_anothers_refused_work_does_it_again() {
+    if !have_root("privileged_who_waited_for_anothers_refused_work_does_it_again") {
+        return;
+    }
+    let login = |user: &str| Login::Basic { user: user.to_owned(), password: format!("word of {user}") };
+    let hub = Hub::start(Manners { login: login("alice"), ..Manners::default() });
+    let layer = |name: &str| Layer::new(&[Entry::file(name, vec![7; 3 << 20])]).stored(BlobCompression::None);
+    hub.seed(&Image::new(vec![layer("one"), layer("two")]), "private/image:1");
+    let uri = format!("docker://{}", hub.reference("private/image:1"));
+    // One layer after the other, each slow enough for all that follows.
+    let daemon = Daemon::system("max_layer_jobs = 1\n[log]\nlevel = \"debug\"\n");
+    hub.misbehave(Fault::always(At::Blob, Misdeed::Slow { piece: 64 << 10, pause: Duration::from_millis(100) }));
+    let scratch = Scratch::new();
+    let (alice, bob) = (User::a(), User::b());
+    let start = |user: &User, name: &str| -> Child {
+        let mut command = daemon.pulling(user, &user.folder(&scratch, name), &["x.sif", &uri]);
+        command.env("SINGULARITY_DOCKER_USERNAME", name).env("SINGULARITY_DOCKER_PASSWORD", format!("word of {name}"));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start sctl")
+    };
+    let blob_gets = || {
+        let gets = hub.seen(Part::Api, "/blobs/").into_iter();
+        gets.filter(|seen| seen.status == 200).count()
+    };
+    let first = start(&alice, "alice");
+    wait_until("the config and a layer are asked for", Duration::from_secs(20), || blob_gets() >= 2);
+    // From now on the registry knows bob, and alice no more.
+    hub.change(|manners| manners.login = login("bob"));
+    hub.behave();
+    let second = start(&bob, "bob");
+    let first = first.wait_with_output().expect("wait for the first client");
+    assert_eq!(first.status.code(), Some(255), "{}", stderr(&first));
+    assert!(stderr(&first).contains("authentication required"), "{}", stderr(&first));
+    let second = second.wait_with_output().expect("wait for the second client");
+    assert!(second.status.success(), "{}", stderr(&second));
+    assert!(scratch.join("bob/x.sif").exists() && !scratch.join("alice/x.sif").exists());
+    assert!(daemon.log().contains("somebody else's work failed: doing it again"), "bob never waited for alice's work");
 }
