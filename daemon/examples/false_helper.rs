@@ -15,6 +15,15 @@ fn main() -> io::Result<()> {
     let name = std::env::current_exe()?;
     let how = name.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
     let control = sctl_sys::spawn::take_inherited(1)?.remove(0);
+    if how == "first" {
+        // Its clones are locked as they should be; they are of another image.
+        ns::unshare(Namespaces::USER | Namespaces::MOUNT)?;
+        scm::send(&control, b"U", &[])?;
+        let mut buffer = [0; 4200];
+        let len = scm::recv(&control, &mut buffer)?.len;
+        scm::send(&control, b"R", &[])?;
+        return answer(&control, &how, std::path::Path::new(OsStr::from_bytes(&buffer[9..len])));
+    }
     let (words, told) = scm::pair(scm::Blocking::Yes)?;
     // The child stays root in the daemon's own namespaces, or leaves them
     // without propagation: just what a helper must not be.
@@ -61,6 +70,7 @@ fn answer(control: &std::os::fd::OwnedFd, how: &str, slots: &std::path::Path) ->
         let slot = slots.join(u32::from_le_bytes([request[0], request[1], request[2], request[3]]).to_string());
         match how {
             "unlocked" | "bare" => scm::send(control, &[0], &[clone(&slot)?.as_fd()])?,
+            "first" => scm::send(control, &[0], &[clone(&slots.join("0"))?.as_fd()])?,
             "host" => scm::send(control, &[0], &[clone("/etc".as_ref())?.as_fd()])?,
             "file" => scm::send(control, &[0], &[std::fs::File::open("/etc/passwd")?.as_fd()])?,
             "two" => scm::send(control, &[0], &[clone(&slot)?.as_fd(), clone("/etc".as_ref())?.as_fd()])?,

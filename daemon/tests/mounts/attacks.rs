@@ -85,8 +85,27 @@ fn privileged_a_helper_that_gives_something_else_is_ended_and_nobody_gets_it() {
         assert!(matches!(refused, NoMount::Failed(_) | NoMount::Unavailable(_)), "{wrong}: {refused}");
         assert!(!Path::new(&format!("/proc/{helper}")).exists(), "{wrong}: the helper lives");
         drop(world);
-        assert_eq!(image.loop_devices(), [0u32; 0], "{wrong}: something is left");
+        image.wait_freed();
     }
+}
+
+#[test]
+fn privileged_a_locked_mount_of_another_image_is_not_handed_out() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    let (first, second) = (world.image("first", nothing), world.image("second", nothing));
+    let program = world.dir().join("first");
+    fs::copy(example("false_helper"), &program).unwrap();
+    world.start(sctl_engine::mount::MountOptions { program: program.into(), ..options() }, 4).unwrap();
+    let caller = user("sctl-test-a");
+    let right = world.mounts().attach(caller, &first.open(), MountWish::Shared).unwrap();
+    assert_eq!(abuse(&right.mount, caller)["read a file"], "hello from first");
+    let helper = world.mounts().helper_pid().unwrap();
+    let refused = world.mounts().attach(caller, &second.open(), MountWish::Shared).unwrap_err();
+    assert!(matches!(refused, NoMount::Failed(_)), "{refused}");
+    assert!(!Path::new(&format!("/proc/{helper}")).exists(), "the helper lives");
 }
 
 #[test]
@@ -181,5 +200,5 @@ fn privileged_a_false_partition_is_not_mounted() {
         fs::set_permissions(&image.path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
         assert!(world.mounts().attach(caller, &image.open(), MountWish::Shared).is_err(), "{mode:o} {owner}");
     }
-    assert_eq!(image.loop_devices(), [0u32; 0]);
+    image.wait_freed();
 }

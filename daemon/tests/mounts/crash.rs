@@ -69,6 +69,9 @@ fn privileged_the_daemon_may_be_killed_at_any_step() {
     world.start(options(), 4).unwrap();
     assert!(world.mounts().list().iter().all(|info| info.adopted && info.key == image.meta.key));
     drop(held);
-    world.mounts().sweep();
-    assert_eq!((world.mounts().list(), image.loop_devices()), (Vec::new(), Vec::new()));
+    wait_until("nothing is known of it", || {
+        world.mounts().sweep();
+        world.mounts().list().is_empty()
+    });
+    image.wait_freed();
 }

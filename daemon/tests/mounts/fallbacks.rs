@@ -114,7 +114,7 @@ fn privileged_a_helper_that_cannot_start_is_a_reason_and_no_hang() {
         let refused = world.mounts().attach(user("sctl-test-a"), &image.open(), MountWish::Shared).unwrap_err();
         assert!(matches!(&refused, NoMount::Unavailable(reason) if reason.contains("helper")), "{refused}");
     }
-    assert_eq!(image.loop_devices(), [0u32; 0]);
+    image.wait_freed();
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn privileged_an_idle_image_is_unmounted_and_its_device_freed() {
     assert_eq!(device(&mount), device(&again));
     drop((mount, again));
     wait_until("it is forgotten", || !world.mounts().in_use(&image.meta.key));
-    assert_eq!(image.loop_devices(), [0u32; 0]);
+    image.wait_freed();
 }
 
 #[test]
@@ -69,8 +69,9 @@ fn privileged_the_next_daemon_takes_over_what_clients_hold() {
     let mount = world.mounts().attach(caller, &held.open(), MountWish::Shared).unwrap().mount;
     let own = world.mounts().attach(caller, &held.open(), MountWish::Private).unwrap().mount;
     drop(world.mounts().attach(caller, &left.open(), MountWish::Shared).unwrap());
+    world.mounts = None;
+    left.wait_freed();
     world.start(options(), 16).unwrap();
-    assert_eq!(left.loop_devices(), [0u32; 0], "nobody held it");
     let list = world.mounts().list();
     assert_eq!(list.len(), 2, "{list:?}");
     assert!(list.iter().all(|info| info.adopted && info.held_by_clients && info.key == held.meta.key));
@@ -146,7 +147,7 @@ fn privileged_a_dead_helper_is_replaced() {
     assert_eq!(abuse(&before, caller)["read a file"], "hello from helper");
     drop(before);
     world.mounts().unmount(&image.meta.key);
-    assert_eq!(image.loop_devices(), [0u32; 0]);
+    image.wait_freed();
 }
 
 #[test]
@@ -175,7 +176,7 @@ fn privileged_a_helper_may_die_at_any_step() {
         world.start(options(), 4).unwrap();
         world.mounts().attach(caller, &image.open(), MountWish::Shared).unwrap();
         drop(world);
-        assert_eq!(image.loop_devices(), [0u32; 0], "{place}");
+        image.wait_freed();
     }
 }
 
@@ -194,7 +195,7 @@ fn privileged_nothing_is_left_after_the_end() {
         Err(NoMount::Unavailable(_))
     ));
     assert!(!Path::new(&format!("/proc/{helper}")).exists());
-    assert_eq!(image.loop_devices(), [0u32; 0]);
+    image.wait_freed();
 }
 
 #[test]
@@ -210,9 +211,8 @@ fn privileged_an_administrator_can_let_go_of_an_image() {
     assert_eq!((left.released, left.held_by_clients), (1, 1));
     assert_eq!(abuse(&mount, caller)["read a file"], "hello from unmounted");
     drop(mount);
-    let left = world.mounts().unmount(&image.meta.key);
-    assert_eq!((left.released, left.held_by_clients), (1, 0));
-    assert_eq!(image.loop_devices(), [0u32; 0]);
+    wait_until("nobody holds it", || world.mounts().unmount(&image.meta.key).held_by_clients == 0);
+    image.wait_freed();
 }
 
 #[test]

@@ -179,6 +179,12 @@ impl Image {
         ImageFile { file, size_bytes, meta: self.meta.clone(), grants: Grants::of(Grant::Public) }
     }
 
+    /// Waits until no device is bound to it: other tests look at all devices
+    /// of the host, and keep each for that moment.
+    pub fn wait_freed(&self) {
+        wait_until("the loop device is freed", || self.loop_devices().is_empty());
+    }
+
     /// Loop devices that are bound to this very file.
     pub fn loop_devices(&self) -> Vec<u32> {
         let mut numbers = loopdev::bound_without_name().unwrap();

@@ -143,8 +143,9 @@ impl Keeper {
         state.helper.is_some()
     }
 
-    /// Starts a helper, unless the last ones died too soon. No slot may have
-    /// anything mounted: what a new helper finds there would stay for ever.
+    /// Starts a helper, unless the last ones died too soon. No slot should have
+    /// anything mounted, so that all that it will ever see came to it by
+    /// propagation.
     ///
     /// # Errors
     /// Why there is none, for a user.
