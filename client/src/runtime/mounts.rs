@@ -340,12 +340,20 @@ fn add_tmp(items: &mut Vec<Item>, options: &LaunchOptions) -> Result<(), Failure
     let id = |path: &str| {
         std::fs::metadata(path).ok().filter(|found| found.is_dir()).map(|found| (found.dev(), found.ino()))
     };
+    let mut seen = None;
     for (path, name) in [("/tmp", "tmp"), ("/var/tmp", "var_tmp")] {
         let source = match (&options.workdir, options.contain) {
             (Some(workdir), true) => host_directory(work_directory(&workdir.join(name), 0o1777)?),
             (None, true) => Source::Empty { mode: 0o1777 },
-            (_, false) if id(path).is_none() || (name == "var_tmp" && id(path) == id("/tmp")) => continue,
-            (_, false) => host_directory(path),
+            (_, false) => match id(path) {
+                // Often one is a link to the other.
+                None => continue,
+                found if found == seen => continue,
+                found => {
+                    seen = found;
+                    host_directory(path)
+                }
+            },
         };
         items.push(Item {
             source,

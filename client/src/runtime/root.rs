@@ -21,7 +21,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags},
+    fs::{Access, AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags},
     io::Errno,
 };
 use sctl_sys::mount::{self, MountAttributes};
@@ -178,10 +178,13 @@ impl NewRoot {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         };
-        if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        let found = rustix::fs::fstat(&fd)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
             return Ok(None);
         }
-        let mut content = Vec::new();
+        // One read for all of it, and one for the end.
+        let size = u64::try_from(found.st_size).unwrap_or(0).min(limit);
+        let mut content = Vec::with_capacity(size as usize + 32);
         let mut file = io::Read::take(std::fs::File::from(fd), limit + 1);
         io::Read::read_to_end(&mut file, &mut content)?;
         if content.len() as u64 > limit {
@@ -277,7 +280,7 @@ impl NewRoot {
                 let kind = kind_of(&fd).map_err(fail)?;
                 return Ok(Found::Here(fd, kind));
             }
-            Err(Errno::NOENT) => {}
+            Err(Errno::NOENT | Errno::ACCESS) => {}
             Err(Errno::LOOP) => return Err(PlaceError::Loop(path.to_owned())),
             Err(errno) => return Err(fail(errno)),
         }
@@ -305,7 +308,9 @@ impl NewRoot {
             let parent = &stack[stack.len() - 1];
             let fd = match open_at(parent, &name, OFlags::NOFOLLOW) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) => {
+                // In a directory that may not be entered everything is
+                // missing, as far as anybody in the container can tell.
+                Err(Errno::NOENT | Errno::ACCESS) => {
                     let depth = stack.len() - 1;
                     let parent = stack.swap_remove(depth);
                     let names = missing(name, todo);
@@ -363,7 +368,14 @@ impl NewRoot {
     /// entries, and returns its root.
     fn add_shadow(&mut self, path: &Path, original: &OwnedFd) -> Result<OwnedFd, PlaceError> {
         let fail = |source| PlaceError::Make { path: path.to_owned(), source };
-        let siblings = entries(original).map_err(|errno| fail(errno.into()))?;
+        let covers_root = same_place(original, &self.root).map_err(|errno| fail(errno.into()))?;
+        let siblings = if may_enter(original) || covers_root {
+            entries(original).map_err(|errno| fail(errno.into()))?
+        } else {
+            // Nobody in the container can reach what is in there, so nothing
+            // is lost.
+            Vec::new()
+        };
         if siblings.len() > MAX_SIBLINGS {
             return Err(PlaceError::TooManySiblings(path.to_owned()));
         }
@@ -371,7 +383,6 @@ impl NewRoot {
         // Whoever may not enter the original would not get back out of here.
         let dir = self.session_directory(mode | 0o500).map_err(fail)?;
         let shadow = mount::clone_tree(&dir, c"", false).map_err(fail)?;
-        let covers_root = same_place(original, &self.root).map_err(|errno| fail(errno.into()))?;
         mount::attach(&shadow, original).map_err(fail)?;
         for (name, file_type) in siblings {
             self.image.extend(restore(&shadow, original, &name, file_type).map_err(fail)?);
@@ -384,6 +395,11 @@ impl NewRoot {
         self.shadows.push(Shadow { id: mount::mount_id(&shadow).map_err(fail)?, mount: shadow });
         Ok(root)
     }
+}
+
+/// Whether names in a directory can be looked up.
+fn may_enter(dir: &OwnedFd) -> bool {
+    rustix::fs::accessat(dir, c".", Access::EXISTS, AtFlags::EACCESS).is_ok()
 }
 
 /// Whether two descriptors show the same directory of the same mount.
