@@ -3,14 +3,12 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
+use sctl_engine::audit;
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
 use crate::config::{LogConfig, LogFormat};
-
-/// Target of events that no level switches off; a filter that names it can.
-const AUDIT: &str = "sctl_audit";
 
 /// Decides which events are told, and can be replaced.
 #[derive(Debug, Clone)]
@@ -24,17 +22,18 @@ impl Filter {
     }
 }
 
-/// Understands a level or a filter.
+/// Understands a level or a filter. No level switches the audit off; a filter
+/// that names it can.
 ///
 /// # Errors
 /// If it is neither.
 pub fn parse_filter(text: &str) -> anyhow::Result<EnvFilter> {
     let wrong = || format!("log level {text:?} is neither a level nor a filter");
     let filter = EnvFilter::try_new(text).with_context(wrong)?;
-    if text.contains(AUDIT) {
+    if text.contains(audit::TARGET) {
         return Ok(filter);
     }
-    Ok(filter.add_directive(format!("{AUDIT}=info").parse().with_context(wrong)?))
+    Ok(filter.add_directive(format!("{}=info", audit::TARGET).parse().with_context(wrong)?))
 }
 
 /// Starts logging for the whole process.

@@ -3,6 +3,7 @@
 //! They run the built programs as root and as the users that
 //! `tests/install.sh` makes, against a real registry on loopback.
 
+mod admin;
 mod crash;
 mod failures;
 mod hub;
