@@ -10,6 +10,7 @@ pub mod config;
 mod connection;
 pub mod logs;
 mod manager;
+pub mod manual;
 mod mount_socket;
 mod mounts;
 mod reload;

@@ -1,13 +1,13 @@
 //! `sctld`: reads its settings, opens its sockets, and serves.
 #![forbid(unsafe_code)]
 
-use std::{convert::Infallible, os::fd::OwnedFd, process::ExitCode, sync::Arc, time::Duration};
+use std::{convert::Infallible, io::Write as _, os::fd::OwnedFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use sctl_daemon::{
     Arguments, Config, Internal, Manager, Mode, PreparedMounts, Reloader, ServerOptions, Settings, SettingsError,
-    Sockets, logs, prepare_mounts, serve,
+    Sockets, logs, manual, prepare_mounts, serve,
 };
 use sctl_engine::{Broker, BrokerOptions, Engine as _, JobUser, Network, registry::Proxies};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Some(Internal::Job { fds }) => return sctl_engine::job::main(fds),
         Some(Internal::MountHelper) => return sctl_engine::mount::helper_main(),
         Some(Internal::Launcher) => launch(),
+        Some(Internal::Man { page }) => print_manual(&page),
         None if arguments.check => check(&arguments),
         None => run(arguments),
     };
@@ -48,6 +49,13 @@ fn check(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let settings = Settings::resolve(arguments)?;
     logs::parse_filter(&settings.config.log.level)?;
     broker_options(&settings)?.check()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a page of the manual.
+fn print_manual(name: &str) -> anyhow::Result<ExitCode> {
+    let page = manual::page(name).with_context(|| format!("unknown page {name:?}; known are sctld and sctld.toml"))?;
+    std::io::stdout().write_all(page.as_bytes()).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -27,9 +27,9 @@ const AT_ONCE: &[&str] = &[
 ];
 
 /// The value of every key; `section.key` names those in a section.
-type Values = BTreeMap<String, toml::Value>;
+pub(crate) type Values = BTreeMap<String, toml::Value>;
 
-fn values(config: &Config) -> Values {
+pub(crate) fn values(config: &Config) -> Values {
     fn add(prefix: &str, table: toml::Table, all: &mut Values) {
         for (key, value) in table {
             match value {
@@ -46,7 +46,8 @@ fn values(config: &Config) -> Values {
     all
 }
 
-fn counts_at_once(key: &str) -> bool {
+/// Says whether a changed key counts from a reload on.
+pub(crate) fn counts_at_once(key: &str) -> bool {
     AT_ONCE.contains(&key) || key.split_once('.').is_some_and(|(section, _)| AT_ONCE.contains(&section))
 }
 

@@ -42,7 +42,8 @@ pub struct Arguments {
     pub command: Option<Internal>,
 }
 
-/// Processes that the daemon starts itself.
+/// What this program does besides serving, mostly as a process that the daemon
+/// starts itself.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Internal {
     /// One step of a pull; speaks to the daemon over descriptor 3
@@ -54,6 +55,13 @@ pub enum Internal {
     /// Starts jobs for a daemon that has no network; listens on descriptor 3
     #[command(hide = true)]
     Launcher,
+    /// Prints a page of the manual: sctld (if none is named) or sctld.toml
+    #[command(hide = true)]
+    Man {
+        /// Name of the page
+        #[arg(default_value = "sctld")]
+        page: String,
+    },
     /// Locks mounts; speaks to the daemon over descriptor 3
     #[command(hide = true)]
     MountHelper,

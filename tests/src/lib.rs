@@ -12,6 +12,7 @@ pub mod debian;
 pub mod hub;
 pub mod image;
 pub mod layer;
+pub mod machine;
 pub mod programs;
 pub mod registry;
 pub mod sif;
