@@ -7,7 +7,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
-        unix::fs::DirBuilderExt as _,
+        unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -49,8 +49,11 @@ impl Slots {
         };
         ns::unshare(Namespaces::MOUNT).map_err(during("enter a mount namespace"))?;
         mount::make_everything_slave().map_err(during("keep mounts from the host"))?;
-        if let Some(parent) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(during("create a directory"))?;
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+            DirBuilder::new().recursive(true).create(parent).map_err(during("create a directory"))?;
+            // The process's umask has taken bits away, and clients look for
+            // sockets in there.
+            fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).map_err(during("open a directory"))?;
         }
         match DirBuilder::new().mode(0o711).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
