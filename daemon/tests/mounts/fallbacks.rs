@@ -4,7 +4,7 @@ use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 use sctl_engine::{
     MountWish,
-    mount::{MountOptions, NoMount, Unavailable},
+    mount::{MountOptions, NoMount, Slots, Unavailable},
 };
 
 use super::support::{World, abuse, can_mount, options, user};
@@ -127,4 +127,31 @@ fn privileged_a_cache_that_others_could_change_is_not_mounted_from() {
     std::fs::set_permissions(world.dir(), open).unwrap();
     let Unavailable(reason) = world.start(options(), 4).unwrap_err();
     assert!(reason.contains("others may write"), "{reason}");
+}
+
+#[test]
+fn privileged_without_the_capability_there_is_no_place_to_mount_at() {
+    if !can_mount() {
+        return;
+    }
+    let dir = tempfile::tempdir_in("/var/lib").unwrap();
+    // Of this thread alone.
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    sets.effective.remove(rustix::thread::CapabilitySet::SYS_ADMIN);
+    rustix::thread::set_capabilities(None, sets).unwrap();
+    let error = Slots::prepare(&dir.path().join("slots"), 4, options().helper.gid).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+    assert!(error.to_string().starts_with("cannot enter a mount namespace"), "{error}");
+}
+
+#[test]
+fn privileged_without_loop_devices_there_are_no_mounts() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    // In the mount namespace of this thread, so nobody else misses them.
+    rustix::mount::mount_bind(world.dir(), "/dev").unwrap();
+    let Unavailable(reason) = world.start(options(), 4).unwrap_err();
+    assert!(reason.starts_with("there are no loop devices"), "{reason}");
 }
