@@ -125,6 +125,38 @@ fn silent_clients_are_sent_away() {
 }
 
 #[test]
+fn who_has_said_all_is_answered_all_the_same() {
+    let served = Served::start(Fake::default(), None);
+    let socket = connect(&served);
+    scm::send(&socket, &ticket(&TICKET.0), &[]).unwrap();
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Write).unwrap();
+    let (reply, fds) = answer(&socket).unwrap();
+    assert_eq!((reply.status(), fds.len()), (Status::Sif, 1));
+    assert!(answer(&socket).is_none(), "and that was it");
+}
+
+#[test]
+fn who_takes_no_answers_is_sent_away_and_keeps_nobody_waiting() {
+    let served = Served::start(Fake::default(), None);
+    let deaf: Vec<OwnedFd> = (0..8).map(|_| connect(&served)).collect();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for socket in &deaf {
+            // Until the daemon has closed its end.
+            scope.spawn(move || while scm::send(socket, &ticket(&TICKET.0), &[]).is_ok() {});
+        }
+        for _ in 0..20 {
+            let asked = Instant::now();
+            let socket = connect(&served);
+            scm::send(&socket, &ticket(&TICKET.0), &[]).unwrap();
+            assert_eq!(answer(&socket).unwrap().0.status(), Status::Sif);
+            assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        }
+    });
+    assert!(started.elapsed() < Duration::from_secs(10), "all are gone");
+}
+
+#[test]
 fn one_user_has_so_many_connections() {
     let served = Served::start(Fake::default(), None);
     let held: Vec<OwnedFd> = (0..64).map(|_| connect(&served)).collect();
