@@ -216,6 +216,30 @@ fn privileged_an_unmounted_image_stays_with_who_runs_it() {
 }
 
 #[test]
+fn privileged_a_mount_that_was_taken_over_keeps_its_name() {
+    if !have_root("privileged_a_mount_that_was_taken_over_keeps_its_name") {
+        return;
+    }
+    let registry = Registry::start();
+    registry.seed(&debian::busybox(), "busybox:1");
+    let reference = registry.reference("busybox:1");
+    let (alice, admin) = (User::a(), User::admin());
+    let daemon = Daemon::with_mounts("", "");
+    let container = Container::start(&daemon, &alice, &format!("docker://{reference}"));
+    let daemon = Daemon::with_mounts_in(daemon.kill(), "", "", &[]);
+    let mounts = json(&daemon, &admin, &["admin", "mounts"]);
+    let mount = &mounts["mounts"][0];
+    assert_eq!((&mount["adopted"], &mount["held_by_clients"]), (&true.into(), &true.into()), "{mounts}");
+    assert_eq!(mount["references"], Value::from(vec![reference.clone()]), "{mounts}");
+    let table = succeeded(&sctl(&daemon, &admin, &["admin", "mounts"]));
+    assert!(row(&table, &reference).contains(&"held by containers, taken over".to_owned()), "{table}");
+    let unmounted = sctl(&daemon, &admin, &["admin", "unmount", &reference]);
+    succeeded(&unmounted);
+    assert!(stderr(&unmounted).ends_with("; containers that run keep it until they end\n"), "{}", stderr(&unmounted));
+    assert_eq!(container.end(), "/bin/sh\n", "the container lost its root");
+}
+
+#[test]
 fn privileged_a_job_is_shown_with_all_who_wait_for_it() {
     if !have_root("privileged_a_job_is_shown_with_all_who_wait_for_it") {
         return;

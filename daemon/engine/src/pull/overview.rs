@@ -98,11 +98,22 @@ impl Inner {
         Ok(unmounted)
     }
 
-    /// Mounts, once nobody is changing them.
+    /// Mounts, once nobody is changing them. Those that an earlier daemon made
+    /// have their names from the cache.
     async fn all_mounts(self: &Arc<Self>) -> Result<Vec<MountInfo>, Failure> {
         let inner = Arc::clone(self);
-        let list = tokio::task::spawn_blocking(move || inner.mounts()).await;
-        list.map_err(|error| Failure::internal("cannot list the mounts").because(&error))
+        let list = move |cache: &Cache| {
+            let mut mounts = inner.mounts();
+            if mounts.iter().any(|mount| mount.references.is_empty()) {
+                let entries = cache.list(Viewer::All)?;
+                for mount in mounts.iter_mut().filter(|mount| mount.references.is_empty()) {
+                    let own = entries.iter().find(|entry| entry.id == EntryId::Image(mount.key));
+                    mount.references = own.map(|entry| entry.references.clone()).unwrap_or_default();
+                }
+            }
+            Ok(mounts)
+        };
+        self.with_cache(list).await
     }
 
     /// Refuses everybody but administrators; `what` completes "only
@@ -181,5 +192,69 @@ fn entry(info: EntryInfo, mounted: &HashSet<ImageKey>) -> CacheEntry {
         platform: info.platform,
         pinned: info.pinned,
         mounted: key.is_some_and(|key| mounted.contains(&key)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sctl_common::{Digest, Reference};
+
+    use super::*;
+
+    fn mount(key: ImageKey, reference: &str, private_for: Option<u32>) -> MountInfo {
+        MountInfo {
+            key,
+            references: vec!["registry.example/tool:old".to_owned(), reference.to_owned()],
+            loop_device: 1,
+            private_for,
+            shared: private_for.is_none(),
+            attached: 1,
+            users: vec![1],
+            since: 0,
+            last_attach: None,
+            held_by_clients: false,
+            adopted: false,
+        }
+    }
+
+    fn key(name: &str) -> ImageKey {
+        ImageKey::new(name, &Digest::of(name.as_bytes()), "p")
+    }
+
+    #[test]
+    fn an_image_is_found_by_any_of_its_names_and_by_its_key() {
+        let (a, b) = (key("a"), key("b"));
+        // One image may be mounted several times.
+        let mounts = [mount(a, "docker.io/x/a:1", None), mount(a, "docker.io/x/a:1", Some(7)), mount(b, "b", None)];
+        let find = |target: &UnmountTarget| {
+            wanted(&mounts, target).map(|images| images.iter().map(|image| image.key).collect::<Vec<_>>())
+        };
+        let named = |name: &str| find(&UnmountTarget::Reference(Reference::parse(name).unwrap()));
+        let digits = |digits: &str| find(&UnmountTarget::Key(digits.to_owned()));
+        assert_eq!(named("x/a:1").unwrap(), [a]);
+        assert_eq!(named("registry.example/tool:old").unwrap(), [a, b]);
+        assert_eq!(digits(&b.to_string()).unwrap(), [b]);
+        assert_eq!(digits(&b.to_string()[..MIN_KEY]).unwrap(), [b]);
+        for (target, kind) in [
+            (named("x/a:2"), ErrorKind::NotFound),
+            (digits("00000000"), ErrorKind::NotFound),
+            (digits(&b.to_string()[..MIN_KEY - 1]), ErrorKind::InvalidInput),
+            (digits(""), ErrorKind::InvalidInput),
+        ] {
+            assert_eq!(target.unwrap_err().kind, kind);
+        }
+    }
+
+    #[test]
+    fn a_key_that_begins_several_is_refused() {
+        let mut keys = Vec::new();
+        for last in ["0", "1"] {
+            keys.push(ImageKey::parse(&format!("{}{last}", "a".repeat(63))).unwrap());
+        }
+        let mounts = [mount(keys[0], "a", None), mount(keys[1], "b", None)];
+        let failure = wanted(&mounts, &UnmountTarget::Key("a".repeat(12))).unwrap_err();
+        assert_eq!(failure.kind, ErrorKind::InvalidInput);
+        assert!(failure.message.starts_with("the keys of 2 mounted images"), "{failure}");
+        assert_eq!(wanted(&mounts, &UnmountTarget::Key(keys[1].to_string())).unwrap()[0].key, keys[1]);
     }
 }
