@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::Duration,
@@ -84,7 +85,7 @@ impl Daemon<'_> {
     /// A daemon that cannot be reached or breaks the protocol.
     pub fn open_leased(&self, reference: &str, platform: &str, wish: Wish) -> Result<Option<OpenedSif>, Failure> {
         let image = ImageRequest { reference: reference.to_owned(), platform: platform.to_owned() };
-        exchange(&self.packets()?, What::Image(image), wish, PATIENCE)
+        exchange(&self.packets(PATIENCE)?, What::Image(image), wish)
     }
 
     /// Opens what a pull handed out a ticket for.
@@ -92,7 +93,7 @@ impl Daemon<'_> {
     /// # Errors
     /// As [`Daemon::open_leased`], and a ticket that is used or too old.
     pub fn open_ticket(&self, ticket: Vec<u8>, wish: Wish) -> Result<OpenedSif, Failure> {
-        exchange(&self.packets()?, What::Ticket(ticket), wish, PATIENCE)?
+        exchange(&self.packets(PATIENCE)?, What::Ticket(ticket), wish)?
             .ok_or_else(|| unable().cause("the daemon no longer knows what it has pulled").hint("try again"))
     }
 
@@ -108,7 +109,7 @@ impl Daemon<'_> {
         }
         let DeliveredImage { reference, platform, image_key } = image;
         let what = What::Delivered(DeliveredRequest { reference, platform, image_key });
-        match self.packets().and_then(|socket| exchange(&socket, what, wish, SHORT_PATIENCE)) {
+        match self.packets(SHORT_PATIENCE).and_then(|socket| exchange(&socket, what, wish)) {
             Ok(Some(opened)) => Ok(opened),
             Ok(None) => Err("the image is not in the cache, or not yours to use".to_owned()),
             Err(failure) => Err(failure.to_string()),
@@ -116,9 +117,11 @@ impl Daemon<'_> {
     }
 }
 
-fn exchange(socket: &OwnedFd, what: What, wish: Wish, patience: Duration) -> Result<Option<OpenedSif>, Failure> {
-    let failed = |error: std::io::Error| unable().cause(reason(&error));
-    scm::set_timeout(socket, patience).map_err(failed)?;
+fn exchange(socket: &OwnedFd, what: What, wish: Wish) -> Result<Option<OpenedSif>, Failure> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => unable().cause("the daemon does not answer").hint("try again"),
+        _ => unable().cause(reason(&error)),
+    };
     let request = OpenRequest { what: Some(what), mount: MountWish::from(wish).into() }.encode_to_vec();
     if request.len() > MAX_OPEN_MESSAGE {
         return Err(unable().cause("the reference is too long"));

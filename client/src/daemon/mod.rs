@@ -17,6 +17,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
+    time::Duration,
 };
 
 pub use choose::{Choice, Kind};
@@ -65,12 +66,13 @@ impl<'a> Daemon<'a> {
         })
     }
 
-    /// Connects to mount.sock and checks who is there.
+    /// Connects to mount.sock and checks who is there. Nothing on the socket
+    /// waits longer than `patience`.
     ///
     /// # Errors
     /// As [`Daemon::stream`].
-    pub fn packets(&self) -> Result<OwnedFd, Failure> {
-        self.connect(&self.choice.mount_socket, scm::connect)
+    pub fn packets(&self, patience: Duration) -> Result<OwnedFd, Failure> {
+        self.connect(&self.choice.mount_socket, |path| scm::connect_within(path, patience))
     }
 
     fn connect<T: AsFd>(&self, path: &Path, open: impl Fn(&Path) -> io::Result<T>) -> Result<T, Failure> {
@@ -102,8 +104,11 @@ impl<'a> Daemon<'a> {
     /// A daemon that does not answer. There is no other way to go on, because
     /// a second daemon would have a cache and rules of its own.
     fn silent(&self, path: &Path, error: &io::Error) -> Failure {
-        let failure =
-            Failure::new(format!("Unable to reach the image daemon at {}", path.display())).cause(reason(error));
+        let failure = Failure::new(format!("Unable to reach the image daemon at {}", path.display()));
+        let failure = match error.kind() {
+            io::ErrorKind::WouldBlock => failure.cause("it accepts no connection"),
+            _ => failure.cause(reason(error)),
+        };
         match self.choice.kind {
             Kind::Explicit => failure.hint("SCTL_SOCKET names this socket; unset it to use the default daemon"),
             Kind::System => failure

@@ -3,21 +3,25 @@
 
 use std::{
     fs::{self, File},
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     process::{Command, Output},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use prost::Message as _;
 use rustix::fs::{CWD, Mode, OFlags};
-use sctl_proto::v1::{MountWish, OpenReply, OpenRequest, open_reply::Status};
+use sctl_proto::v1::{MountWish, OpenReply, OpenRequest, open_reply::Status, open_request::What};
 use sctl_sys::{
     mount,
     scm::{self, Blocking},
 };
 
-use super::support::{Bench, ready, stderr, stdout};
+use super::support::{Bench, USER, ready, stderr, stdout};
 
 /// A squashfs mounted on this host; unmounted with this value.
 struct Mounted(PathBuf);
@@ -59,7 +63,7 @@ impl Drop for Mounted {
 fn daemon(socket: &Path, sif: &Path, reply: OpenReply, second: Option<OwnedFd>) -> JoinHandle<OpenRequest> {
     let listener = scm::listen(socket, 1, Blocking::Yes).unwrap();
     // Everybody may connect: the client runs as another user.
-    fs::set_permissions(socket, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o777)).unwrap();
     let sif = File::open(sif).unwrap();
     std::thread::spawn(move || {
         let client = scm::accept(&listener, Blocking::Yes).unwrap();
@@ -164,6 +168,75 @@ fn privileged_a_mount_that_cannot_be_attached_is_no_end() {
         assert!(matches!(roots[..], [root] if root.contains(kind)), "{options:?}: {text}");
         assert_eq!(text.starts_with("a\n"), options == ["--writable-tmpfs"], "{options:?}: {text}");
     }
+}
+
+#[test]
+fn privileged_a_recorded_copy_is_asked_for_by_name_and_key() {
+    if !ready("privileged_a_recorded_copy_is_asked_for_by_name_and_key") {
+        return;
+    }
+    let bench = bench();
+    let own = bench.path("own.sif");
+    fs::copy(bench.path("image.sif"), &own).unwrap();
+    let found = fs::metadata(&own).unwrap();
+    let cache = bench.path("home");
+    let records = cache.join("sctl/delivered");
+    fs::create_dir_all(&records).unwrap();
+    let record = records.join(format!("{:x}-{:x}", found.dev(), found.ino()));
+    let text = format!(
+        r#"{{"file":{{"device":{},"inode":{},"size":{},"modified":[{},{}],"changed":[{},{}]}},
+            "reference":"r.example/a:1","platform":"linux/arm64","image_key":"{}"}}"#,
+        found.dev(),
+        found.ino(),
+        found.size(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+        "0f".repeat(32)
+    );
+    fs::write(&record, text).unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(&records, 0o700);
+    mode(&record, 0o600);
+    let output = Command::new("chown").args(["-R", USER]).arg(&cache).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let run = || {
+        let script = format!("{ROOT}; echo $SINGULARITY_CONTAINER");
+        let args = ["-v".as_ref(), "exec".as_ref(), own.as_os_str(), "sh".as_ref(), "-c".as_ref(), script.as_ref()];
+        let socket = bench.path("sctl.sock");
+        let output = bench.command(args).env("SCTL_SOCKET", socket).env("XDG_CACHE_HOME", &cache).output().unwrap();
+        assert!(stdout(&output).ends_with(&format!("\n{}\n", own.display())), "{}", stdout(&output));
+        (stdout(&output), stderr(&output))
+    };
+    let socket = bench.path("mount.sock");
+    let mounted = Mounted::new(&bench, "mounted", ",nosuid,nodev");
+    let answered = daemon(&socket, &bench.path("image.sif"), sif(true, ""), Some(mounted.detached()));
+    let (text, messages) = run();
+    assert!(text.contains(" - squashfs ") && !messages.contains("FUSE"), "{text}{messages}");
+    let asked = answered.join().unwrap();
+    let Some(What::Delivered(image)) = asked.what else { panic!("{asked:?}") };
+    assert_eq!((image.reference.as_str(), image.platform.as_str()), ("r.example/a:1", "linux/arm64"));
+    assert_eq!(image.image_key, "0f".repeat(32));
+    fs::remove_file(&socket).unwrap();
+
+    // A daemon that is silent costs some seconds and no more.
+    let listener = scm::listen(&socket, 1, Blocking::Yes).unwrap();
+    mode(&socket, 0o777);
+    let start = Instant::now();
+    let (text, messages) = run();
+    assert!(text.contains(" - fuse ") && start.elapsed() < Duration::from_secs(15), "{text}");
+    assert!(
+        messages.contains("FUSE: Unable to open the image in the cache: the daemon does not answer\n"),
+        "{messages}"
+    );
+    drop(listener);
+    // Nor does one that breaks the rules.
+    fs::remove_file(&socket).unwrap();
+    let answered = daemon(&socket, &bench.path("image.sif"), sif(true, ""), Some(File::open("/etc").unwrap().into()));
+    let (text, messages) = run();
+    assert!(text.contains(" - fuse ") && messages.contains("something else than a read-only mount"), "{messages}");
+    answered.join().unwrap();
 }
 
 #[test]

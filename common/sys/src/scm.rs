@@ -112,6 +112,19 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Connects as [`connect`], and limits how long that, [`recv`] and [`send`]
+/// wait: a listener whose queue is full would keep its callers for ever.
+///
+/// # Errors
+/// As [`connect`]; `WouldBlock` when the time is up.
+pub fn connect_within(path: &Path, timeout: std::time::Duration) -> io::Result<OwnedFd> {
+    check_socket_path(path)?;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    set_timeout(&socket, timeout)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 /// Two connected packet sockets.
 ///
 /// # Errors
@@ -248,6 +261,19 @@ mod tests {
         let (left, right) = pair(Blocking::Yes).unwrap();
         drop(right);
         assert_eq!(send(&left, b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_keeps_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = listen(&path, 0, Blocking::Yes).unwrap();
+        let timeout = std::time::Duration::from_millis(50);
+        let waiting: Vec<_> = (0..3).map(|_| connect_within(&path, timeout)).collect();
+        assert!(waiting[0].is_ok());
+        assert_eq!(waiting[2].as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let error = recv(waiting[0].as_ref().unwrap(), &mut [0; 4]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nor does one that is silent");
     }
 
     #[test]
