@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and is missing: Debian packages, a SIF tool of
-# others (where Go is present), three unprivileged test users, and a real Debian
-# root file system. Needs root. Running it again changes nothing.
+# others (where Go is present), three unprivileged test users, and two real
+# Debian root file systems. Needs root. Running it again changes nothing.
 set -euo pipefail
 
 # Where the Debian root file system and the tools built here are kept.
@@ -18,6 +18,7 @@ packages=(
     debootstrap busybox-static                  # real root file systems
     bubblewrap fuse3 attr jq apache2-utils openssl
     isal pigz zstd hyperfine util-linux uidmap procps
+    systemd-container                           # boots a host with systemd
     build-essential pkg-config
 )
 missing=()
@@ -53,13 +54,20 @@ if command -v go >/dev/null && [ ! -x "$state/bin/siftool" ]; then
         echo "WARNING: siftool could not be built; the tests that use it will be skipped" >&2
 fi
 
-if [ ! -e "$state/debian.complete" ]; then
-    echo "making a Debian root file system"
+# make_root NAME PACKAGES: a Debian root file system with these packages.
+make_root() {
+    [ -e "$state/$1.complete" ] && return
+    echo "making a Debian root file system: $1"
+    local mirror suite
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' | head -n 1)
     suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    rm -rf "$state/debian"
-    debootstrap --variant=minbase --include=python3-minimal "$suite" "$state/debian" "${mirror:?no Debian mirror among the sources of apt}" >"$state/debootstrap.log" 2>&1 ||
+    rm -rf "${state:?}/$1"
+    debootstrap --variant=minbase --include="$2" "$suite" "$state/$1" "${mirror:?no Debian mirror among the sources of apt}" >"$state/debootstrap.log" 2>&1 ||
         { tail -n 20 "$state/debootstrap.log" >&2; exit 1; }
-    rm -rf "$state/debian/var/cache/apt/archives"/*.deb "$state/debian/var/lib/apt/lists"/*
-    touch "$state/debian.complete"
-fi
+    rm -rf "$state/$1/var/cache/apt/archives"/*.deb "$state/$1/var/lib/apt/lists"/*
+    touch "$state/$1.complete"
+}
+# For images, and to be booted: a host with systemd, which man-db lets look at
+# our manual.
+make_root debian python3-minimal
+make_root systemd systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,man-db,procps

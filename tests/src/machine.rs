@@ -54,7 +54,9 @@ impl Machine {
             // This host may have no systemd of its own to register with.
             .args(["--boot", "--keep-unit", "--register=no", "--console=pipe", "--link-journal=no"])
             .args(["--resolv-conf=off", "--timezone=off", "--bind=/dev/fuse"])
-            // Whatever the host has; and filters of devices need this one.
+            // Lists of devices that services may use are programs for the
+            // kernel, attached to control groups of the newer kind.
+            .arg("--system-call-filter=bpf")
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("share the log"))

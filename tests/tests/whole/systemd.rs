@@ -78,7 +78,12 @@ impl Host {
 
     /// What a program prints in a container of `user`.
     fn exec(&self, user: &str, arguments: &[&str]) -> String {
-        let output = self.sctl(user, &[&["-v", "exec", "--no-https", &self.uri], arguments].concat());
+        self.exec_with(user, &[], arguments)
+    }
+
+    fn exec_with(&self, user: &str, options: &[&str], arguments: &[&str]) -> String {
+        let all = [&["-v", "exec", "--no-https"], options, &[&*self.uri], arguments].concat();
+        let output = self.sctl(user, &all);
         assert!(output.status.success(), "{arguments:?}: {:?}\n{}", output.status, stderr(&output));
         stdout(&output)
     }
@@ -89,14 +94,14 @@ impl Host {
 
     /// Loop devices that are attached to images of the cache.
     fn loop_devices(&self) -> Vec<String> {
-        let images = self.machine.sh("find /var/cache/sctl -name '*.sif' -printf '%i\\n'");
+        let images = "find /var/cache/sctl -name '*.sif' -exec stat -c '%i %Hd:%Ld' {} +";
+        let images = self.machine.sh(images);
         let images: BTreeSet<&str> = images.lines().collect();
         // Names of backing files tell nothing: they are kept from other users.
         let devices = self.machine.sh("losetup -l -n -O NAME,BACK-INO,BACK-MAJ:MIN");
-        let own = self.machine.sh("stat -c '%Hd:%Ld' /var/cache/sctl");
         let is_ours = |line: &&str| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            matches!(fields[..], [_, inode, device] if images.contains(inode) && device == own.trim())
+            fields.len() == 3 && images.contains(&*fields[1..].join(" "))
         };
         devices.lines().filter(is_ours).map(str::to_owned).collect()
     }
@@ -195,17 +200,25 @@ fn activated_by_the_first_command(host: &Host) {
             "{root}"
         );
         assert_eq!(host.loop_devices().len(), 1, "one for both users");
+        // One of its own, for what it writes.
+        let written = host.exec_with(
+            "alice",
+            &["--writable-tmpfs"],
+            &["sh", "-c", "echo new >/etc/new; cat /etc/new /proc/self/mountinfo"],
+        );
+        assert!(written.starts_with("new\n") && written.contains(" - overlay "), "{written}");
+        assert_eq!(host.loop_devices().len(), 2, "and alice's own");
     } else {
         eprintln!("no loop devices here: the machine tests FUSE only");
         assert!(root.contains(" - fuse"), "{root}");
     }
 
     // What the units promise, as the kernel sees it. Capabilities: SETGID,
-    // SETUID, SETPCAP, SYS_ADMIN.
+    // SETUID, SYS_ADMIN.
     let daemon = host.daemon();
     let status = machine.sh(&format!("cat /proc/{daemon}/status"));
     for (name, value) in
-        [("CapBnd", "00000000002001c0"), ("CapPrm", "00000000002001c0"), ("NoNewPrivs", "1"), ("Seccomp", "2")]
+        [("CapBnd", "00000000002000c0"), ("CapPrm", "00000000002000c0"), ("NoNewPrivs", "1"), ("Seccomp", "2")]
     {
         assert!(status.lines().any(|line| line == format!("{name}:\t{value}")), "{name}: {status}");
     }
