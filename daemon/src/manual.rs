@@ -171,6 +171,24 @@ mod tests {
     }
 
     #[test]
+    fn what_needs_a_restart_is_told() {
+        let sentence =
+            CONFIGURATION.split("but for ").nth(1).and_then(|rest| rest.split("those count").next()).unwrap();
+        let told: BTreeSet<String> = sentence.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let needed = known().into_iter().filter(|key| !reload::counts_at_once(key));
+        let needed: BTreeSet<String> = needed
+            .map(|key| match key.split_once('.') {
+                // All of its keys.
+                Some(("mount", _)) => "[mount]".to_owned(),
+                Some((section, key)) => format!("[{section}] {key}"),
+                None => key,
+            })
+            .collect();
+        assert_eq!(told, needed);
+        assert!(!known().iter().any(|key| key.starts_with("mount.") && reload::counts_at_once(key)));
+    }
+
+    #[test]
     fn pages_are_whole() {
         let (daemon, file) = (page("sctld").unwrap(), page("sctld.toml").unwrap());
         for page in [&daemon, &file] {
