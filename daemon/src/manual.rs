@@ -99,8 +99,16 @@ fn keys(page: &mut String) {
     }
 }
 
-/// Markdown's code spans as bold words.
+/// Markdown's code spans as bold words, its links as their text.
 fn spans(markdown: &str) -> String {
+    let mut markdown = markdown.to_owned();
+    while let Some(middle) = markdown.find("](")
+        && let Some(start) = markdown[..middle].rfind('[')
+        && let Some(end) = markdown[middle..].find(')')
+    {
+        markdown.replace_range(middle..=middle + end, "");
+        markdown.remove(start);
+    }
     let parts = markdown.split('`').enumerate();
     let text: String = parts
         .map(|(at, part)| if at % 2 == 1 { format!("\\fB{}\\fR", escaped(part)) } else { escaped(part) })
@@ -189,6 +197,11 @@ mod tests {
     }
 
     #[test]
+    fn code_is_bold_and_links_are_their_text() {
+        assert_eq!(spans("the [audit](a.md) of `x-y`, [and](b)"), "the audit of \\fBx\\-y\\fR, and");
+    }
+
+    #[test]
     fn pages_are_whole() {
         let (daemon, file) = (page("sctld").unwrap(), page("sctld.toml").unwrap());
         for page in [&daemon, &file] {
@@ -198,6 +211,7 @@ mod tests {
         {
             assert!(daemon.contains(&format!("\\fB\\-\\-{option}\\fR")), "--{option}");
         }
+        assert!(!file.contains("]("), "a link of another kind of text");
         assert!(file.contains("\n\\fBlease_seconds\\fR\n"), "counts at once");
         assert!(file.contains("\n\\fBcache_dir\\fR (\\fIrestart\\fR)\n"));
         assert!(page("no such page").is_none());
