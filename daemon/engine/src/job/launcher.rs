@@ -70,6 +70,9 @@ const MAX_JOBS: usize = 256;
 /// once. A launcher that is only being started takes its time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long it may take until an end is told.
+const ENDING: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
 /// The launcher leaves after that long without a job; its socket starts it
 /// again.
 const IDLE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -118,7 +121,11 @@ impl Remote {
     }
 
     pub(super) fn wait(&self) -> io::Result<Exit> {
-        watch(&mut [PollFd::new(&self.socket, PollFlags::IN)], None)?;
+        // It has ended, or was told to: a launcher that says nothing now has
+        // been stopped, and must not stop the broker.
+        if !watch(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&ENDING))? {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the launcher of jobs does not answer"));
+        }
         let mut buffer = [0; MAX_PACKET];
         let received = receive(&self.socket, &mut buffer)?;
         match Packet::parse(&buffer[..received.len]) {
@@ -320,6 +327,19 @@ mod tests {
         for junk in [&b""[..], b"C", b"C123", b"C12345", b"KK", b"x", b"J"] {
             assert_eq!(Packet::parse(junk), None, "{junk:?}");
         }
+    }
+
+    #[test]
+    fn an_end_is_told_once_and_a_gone_launcher_is_no_end() {
+        let (broker, launcher) = scm::pair(Blocking::Yes).unwrap();
+        let job = Remote { socket: broker, pid: 1 };
+        scm::send(&launcher, &packet(SIGNAL, 9), &[]).unwrap();
+        assert_eq!(job.wait().unwrap(), Exit::Signal(9));
+        scm::send(&launcher, &packet(STARTED, 9), &[]).unwrap();
+        assert_eq!(job.wait().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        drop(launcher);
+        job.kill().unwrap();
+        assert_eq!(job.wait().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
