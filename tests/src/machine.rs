@@ -57,6 +57,8 @@ impl Machine {
             // Lists of devices that services may use are programs for the
             // kernel, attached to control groups of the newer kind.
             .arg("--system-call-filter=bpf")
+            // Services with a network of their own need their loopback up.
+            .arg("--capability=CAP_NET_ADMIN")
             .env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1")
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("share the log"))
