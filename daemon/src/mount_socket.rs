@@ -40,17 +40,15 @@ async fn converse<E: Engine>(socket: UnixStream, caller: Caller, engine: &E, pat
     // that looks right.
     let mut buffer = vec![0u8; MAX_OPEN_MESSAGE + 1];
     loop {
-        let received = timeout(patience, socket.async_io(Interest::READABLE, || scm::recv(&socket, &mut buffer)))
+        let received = timeout(patience, socket.async_io(Interest::READABLE, || scm::recv_bytes(&socket, &mut buffer)))
             .await
             .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        if received.len == 0 && received.fds.is_empty() {
+        if received.len == 0 && !received.truncated {
             return Ok(());
         }
-        // Nobody is asked to send descriptors: what came is closed here.
-        let unsolicited = !received.fds.is_empty();
-        drop(received.fds);
+        // Nobody is asked to send descriptors, and none was taken.
         let message = &buffer[..received.len];
-        let request = if received.truncated || unsolicited || message.len() > MAX_OPEN_MESSAGE {
+        let request = if received.truncated || message.len() > MAX_OPEN_MESSAGE {
             None
         } else {
             OpenRequest::decode(message).ok().and_then(wire::open_request)

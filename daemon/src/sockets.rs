@@ -125,7 +125,13 @@ impl Sockets {
             }
         }
         match (grpc, mount) {
-            (Some(grpc), Some(mount)) => Ok(Self { grpc, mount, owned: None }),
+            (Some(grpc), Some(mount)) => {
+                for socket in [&grpc, &mount] {
+                    refuse_descriptors(socket)
+                        .map_err(|error| SocketError::Activation { reason: format!("a socket that fails: {error}") })?;
+                }
+                Ok(Self { grpc, mount, owned: None })
+            }
             _ => Err(SocketError::Activation {
                 reason: "one socket, but a stream and a seqpacket socket are needed".to_owned(),
             }),
@@ -245,6 +251,15 @@ fn bind_both(owned: &Owned) -> Result<(OwnedFd, OwnedFd), SocketError> {
     Ok((grpc, mount))
 }
 
+/// Nobody has a descriptor to send to the daemon. Where the kernel cannot refuse
+/// them, those that come are closed, which may take as long as its sender likes.
+fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
+    if !sctl_sys::scm::refuse_descriptors(socket)? {
+        tracing::debug!("the kernel does not refuse descriptors that clients send (Linux 6.16 does)");
+    }
+    Ok(())
+}
+
 /// Binds a listening socket at `path`, which may hold a socket that nobody
 /// answers on. The caller holds the lock.
 fn bind(path: &Path, kind: SocketType, mode: u32) -> Result<OwnedFd, SocketError> {
@@ -272,6 +287,7 @@ fn bind(path: &Path, kind: SocketType, mode: u32) -> Result<OwnedFd, SocketError
     // Before listen(2), so that nobody who may connect is refused meanwhile.
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
     fs::set_permissions(path, permissions).map_err(io("set the mode of"))?;
+    refuse_descriptors(&socket).map_err(io("guard"))?;
     rustix::net::listen(&socket, BACKLOG).map_err(|errno| io("listen on")(errno.into()))?;
     Ok(socket)
 }

@@ -9,7 +9,7 @@ use std::{
     io,
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -167,6 +167,61 @@ pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     }
     let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
     Ok(Received { len: message.bytes.min(buffer.len()), truncated, fds })
+}
+
+/// Receives one packet from somebody who has no descriptor to send: those that
+/// come all the same are never installed here, and [`Received::truncated`]
+/// tells of them.
+///
+/// Closing a stranger's file can wait for a server of theirs for ever, when
+/// that is what its `flush` does.
+///
+/// # Errors
+/// As [`recv`].
+pub fn recv_bytes(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut none = RecvAncillaryBuffer::default();
+    let message = loop {
+        let iov = &mut [io::IoSliceMut::new(buffer)];
+        match rustix::net::recvmsg(&socket, iov, &mut none, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    Ok(Received { len: message.bytes.min(buffer.len()), truncated, fds: Vec::new() })
+}
+
+/// Makes the kernel refuse descriptors that are sent to `socket`, with `EPERM`
+/// for the sender. On a listening socket it holds for all that are accepted
+/// from then on. Answers whether the kernel can (Linux 6.16 and later).
+///
+/// A descriptor that has arrived is closed by its receiver, and closing can
+/// take as long as the sender likes: a FUSE server that does not answer, a TCP
+/// socket that lingers.
+///
+/// # Errors
+/// As `setsockopt(2)`.
+pub fn refuse_descriptors(socket: impl AsFd) -> io::Result<bool> {
+    /// `SO_PASSRIGHTS` of `<asm-generic/socket.h>`.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let off: libc::c_int = 0;
+    // SAFETY: setsockopt(2) reads as many bytes as said from a live local.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+        error => Err(error),
+    }
 }
 
 /// Sends one packet with `fds`, two at most.

@@ -74,6 +74,7 @@ pub fn named(users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
     // No handler of the parent may run in the child: it would write to pipes
     // that both share.
     let before = SignalSet::all_but(&[]).block()?;
+    let parent = rustix::process::getpid().as_raw_nonzero().get();
     // SAFETY: the child of this process, which may have other threads, makes
     // plain system calls only, on integers and live locals: it allocates
     // nothing, takes no lock, and never returns.
@@ -82,6 +83,13 @@ pub fn named(users: IdRange, groups: IdRange) -> io::Result<OwnedFd> {
         // SAFETY: as said above.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            // The parent may have gone before; then nobody would ever end this.
+            if libc::getppid() != parent {
+                libc::_exit(1);
+            }
+            // It waits for its end, and needs nothing that the parent has open.
+            libc::syscall(libc::SYS_close_range, 0, report - 1, 0);
+            libc::syscall(libc::SYS_close_range, report + 1, libc::c_uint::MAX, 0);
             let mut errno = 0i32;
             if libc::unshare(libc::CLONE_NEWUSER) != 0 {
                 errno = *libc::__errno_location();

@@ -59,6 +59,46 @@ fn privileged_an_idle_image_is_unmounted_and_its_device_freed() {
 }
 
 #[test]
+fn privileged_a_loop_device_that_is_used_again_shows_the_new_image_only() {
+    if !can_mount() {
+        return;
+    }
+    // Long enough that nothing is swept meanwhile.
+    let world = World::new(MountOptions { idle: Duration::from_secs(3600), ..options() });
+    let (first, second) = (world.image("first", nothing), world.image("second", nothing));
+    let (a, b) = (user("sctl-test-a"), user("sctl-test-b"));
+    let mut reused = false;
+    // Other tests take loop devices as well, so the number may go to them.
+    for _ in 0..20 {
+        let mount = world.mounts().attach(a, &first.open(), MountWish::Shared).unwrap().mount;
+        let numbers = first.loop_devices();
+        // The broker lets go, the client does not: the table still knows it.
+        world.mounts().unmount(&first.meta.key);
+        assert!(world.mounts().in_use(&first.meta.key));
+        drop(mount);
+        first.wait_freed();
+        let other = world.mounts().attach(b, &second.open(), MountWish::Shared).unwrap().mount;
+        let is_reused = second.loop_devices() == numbers;
+        let again = world.mounts().attach(a, &first.open(), MountWish::Shared).unwrap().mount;
+        assert_eq!(abuse(&again, a)["read a file"], "hello from first");
+        assert_eq!(abuse(&other, b)["read a file"], "hello from second");
+        let keys: Vec<_> =
+            world.mounts().list().iter().filter(|info| !info.held_by_clients).map(|info| info.key).collect();
+        assert!(keys.contains(&first.meta.key) && keys.contains(&second.meta.key), "{keys:?}");
+        drop((other, again));
+        world.mounts().unmount(&first.meta.key);
+        world.mounts().unmount(&second.meta.key);
+        first.wait_freed();
+        second.wait_freed();
+        reused |= is_reused;
+        if reused {
+            break;
+        }
+    }
+    assert!(reused, "no number was used again");
+}
+
+#[test]
 fn privileged_the_next_daemon_takes_over_what_clients_hold() {
     if !can_mount() {
         return;

@@ -11,6 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -196,13 +197,28 @@ impl Image {
     }
 }
 
-/// A program of `examples/`.
+/// A program of `examples/`, where every user can run it: the folder that it
+/// was built in may be closed to them.
 pub fn example(name: &str) -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    let path = path.with_file_name("examples").join(name);
-    assert!(path.exists(), "{name} is not built: cargo build -p sctld --examples");
-    path
+    static OPEN: OnceLock<tempfile::TempDir> = OnceLock::new();
+    static COPYING: Mutex<()> = Mutex::new(());
+    let open = OPEN.get_or_init(|| {
+        let open = tempfile::tempdir().unwrap();
+        fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        open
+    });
+    let copy = open.path().join(name);
+    let _alone = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !copy.exists() {
+        let mut path = std::env::current_exe().unwrap();
+        path.pop();
+        let path = path.with_file_name("examples").join(name);
+        assert!(path.exists(), "{name} is not built: cargo build -p sctld --examples");
+        // A link where it can be: a copy that a child of another test still
+        // has open for writing cannot be executed.
+        fs::hard_link(&path, &copy).or_else(|_| fs::copy(&path, &copy).map(drop)).unwrap();
+    }
+    copy
 }
 
 /// Lets `caller` try everything on a mount, and answers what came of each try.

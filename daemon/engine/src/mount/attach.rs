@@ -64,6 +64,12 @@ impl Inner {
                 }
             };
             failpoint("mount.cloned");
+            // Whatever the table says: a caller gets the image that was asked
+            // for, or none.
+            if held.name.key != image.meta.key || held.backing != backing {
+                error!(key = %image.meta.key, held = %held.name.key, "a mount of another image was found");
+                return Err(NoMount::Failed("the mount is of another image".to_owned()));
+            }
             if let Err(mismatch) = check::check(mount.as_fd(), &held.face) {
                 // It would be an attack, or a fault as bad as one.
                 error!(
@@ -200,11 +206,14 @@ impl Inner {
         self.slots.fill(slot, &mount).map_err(|error| failed("cannot fill a slot", &error))?;
         failpoint("mount.filled");
         table.take(slot);
-        let held = Arc::new(Held { slot, face, _mount: mount });
-        let superblock = table
-            .superblocks
-            .entry(device.number())
-            .or_insert_with(|| Superblock::new(name, device.number(), *backing));
+        let held = Arc::new(Held { slot, face, name, backing: *backing, _mount: mount });
+        let fresh = || Superblock::new(name, device.number(), *backing);
+        if !adopted {
+            // A number that was free until now. What the table has under it is
+            // of an image whose device clients have let go of since.
+            table.superblocks.insert(device.number(), fresh());
+        }
+        let superblock = table.superblocks.entry(device.number()).or_insert_with(fresh);
         superblock.mounts.push((shown, Arc::clone(&held)));
         debug!(key = %name.key, loop_device = device.number(), slot, adopted, "image mounted");
         table.note(device.number(), uid, &image.meta.references);

@@ -34,6 +34,9 @@ pub(super) enum Shown {
 pub(super) struct Held {
     pub(super) slot: u32,
     pub(super) face: Face,
+    /// What it was made for.
+    pub(super) name: Name,
+    pub(super) backing: Backing,
     pub(super) _mount: OwnedFd,
 }
 

@@ -83,9 +83,13 @@ impl Broker {
     /// in which that takes for ever is stuck.
     pub async fn answer(&self) {
         self.inner.roster.pulling();
-        let answered = self.inner.with_cache(|cache| {
-            cache.answer();
-            Ok(())
+        let inner = Arc::clone(&self.inner);
+        let answered = tokio::task::spawn_blocking(move || {
+            inner.cache.answer();
+            if let Ok(mounts) = &inner.mounts {
+                drop(mounts.list());
+                mounts.helper_pid();
+            }
         });
         // It cannot fail but by a panic, which is no sign of being stuck.
         let _ = answered.await;
