@@ -210,8 +210,11 @@ pub fn main(listener: OwnedFd) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         }
-        // Whoever called may have gone again.
-        let Ok(socket) = scm::accept(&listener, Blocking::Yes) else { continue };
+        let Ok(socket) = scm::accept(&listener, Blocking::Yes) else {
+            // Whoever called has gone again; or too much is open, which passes.
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        };
         if jobs.fetch_add(1, Ordering::AcqRel) >= MAX_JOBS {
             jobs.fetch_sub(1, Ordering::AcqRel);
             refuse(&socket, "too many jobs are running");
