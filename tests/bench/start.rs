@@ -74,7 +74,7 @@ impl Stage {
     fn theirs(&self, root: &Path) -> String {
         let mut line = format!(
             "bwrap --die-with-parent --unshare-user --ro-bind {} / --dev-bind /dev /dev --proc /proc --ro-bind /sys /sys --bind /tmp /tmp \
-             --bind /var/tmp /var/tmp --bind {home} {home}",
+             --bind /var/tmp /var/tmp --tmpfs /home --bind {home} {home}",
             root.display(),
             home = self.user.home.display()
         );
