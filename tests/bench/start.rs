@@ -203,10 +203,9 @@ fn shell_word(text: &str) -> String {
 }
 
 /// One exchange on mount.sock, up to the mount in hand.
-fn exchange(socket: &Path, request: &[u8], buffer: &mut [u8]) -> (OpenReply, Vec<OwnedFd>) {
-    let socket = scm::connect(socket).expect("connect to mount.sock");
-    scm::send(&socket, request, &[]).expect("ask for a mount");
-    let received = scm::recv(&socket, buffer).expect("get an answer");
+fn exchange(socket: &OwnedFd, request: &[u8], buffer: &mut [u8]) -> (OpenReply, Vec<OwnedFd>) {
+    scm::send(socket, request, &[]).expect("ask for a mount");
+    let received = scm::recv(socket, buffer).expect("get an answer");
     (OpenReply::decode(&buffer[..received.len]).expect("the answer is one"), received.fds)
 }
 
@@ -223,12 +222,16 @@ fn attach(stage: &Stage) {
     request.set_mount(MountWish::Shared);
     let request = request.encode_to_vec();
     for clients in [1, CLIENTS] {
+        // The daemon notices the ends of the last ones.
+        std::thread::sleep(Duration::from_millis(200));
         let barrier = Barrier::new(clients);
         let mut times: Vec<Duration> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..clients)
                 .map(|_| {
                     scope.spawn(|| {
                         let mut buffer = vec![0; 64 << 10];
+                        // One each: as many as a user may have.
+                        let socket = scm::connect(&socket).expect("connect to mount.sock");
                         barrier.wait();
                         (0..EACH)
                             .map(|_| {
