@@ -152,21 +152,27 @@ pub fn set_timeout(socket: impl AsFd, timeout: std::time::Duration) -> io::Resul
 pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = loop {
-        let iov = &mut [io::IoSliceMut::new(buffer)];
-        match rustix::net::recvmsg(&socket, iov, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            other => break other?,
-        }
-    };
+    let (len, truncated) = receive(&socket, buffer, &mut control)?;
     let mut fds = Vec::new();
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = part {
             fds.extend(rights);
         }
     }
+    Ok(Received { len, truncated, fds })
+}
+
+/// One packet: its length, and whether anything of it was cut off.
+fn receive(socket: &impl AsFd, buffer: &mut [u8], control: &mut RecvAncillaryBuffer<'_>) -> io::Result<(usize, bool)> {
+    let message = loop {
+        let iov = &mut [io::IoSliceMut::new(buffer)];
+        match rustix::net::recvmsg(socket, iov, control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
     let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-    Ok(Received { len: message.bytes.min(buffer.len()), truncated, fds })
+    Ok((message.bytes.min(buffer.len()), truncated))
 }
 
 /// Receives one packet from somebody who has no descriptor to send: those that
@@ -179,16 +185,8 @@ pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
 /// # Errors
 /// As [`recv`].
 pub fn recv_bytes(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut none = RecvAncillaryBuffer::default();
-    let message = loop {
-        let iov = &mut [io::IoSliceMut::new(buffer)];
-        match rustix::net::recvmsg(&socket, iov, &mut none, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
-            other => break other?,
-        }
-    };
-    let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-    Ok(Received { len: message.bytes.min(buffer.len()), truncated, fds: Vec::new() })
+    let (len, truncated) = receive(&socket, buffer, &mut RecvAncillaryBuffer::default())?;
+    Ok(Received { len, truncated, fds: Vec::new() })
 }
 
 /// Makes the kernel refuse descriptors that are sent to `socket`, with `EPERM`
