@@ -3,10 +3,8 @@
 use std::{
     io::{Read, Write},
     num::NonZeroUsize,
-    thread,
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use sctl_common::{DiffId, Limits, Profile};
 use sctl_squashfs::BlockSize;
 
@@ -14,16 +12,13 @@ use crate::error::{PackError, shown};
 use crate::index::{Attributes, HEADER_LEN, IndexBuilder, MAX_SYMLINK_LEN, is_valid_profile, write_header};
 use crate::inflate::Inflater;
 use crate::path;
-use crate::pipeline::{self, Feeder};
-use crate::split::{ContentRecord, Splitter};
+use crate::pipeline::{self, ChunkResult, Crew};
+use crate::split::{BlockDigest, ContentRecord, Splitter, digest_large_contents};
 use crate::tar::{Archive, Chunk, ChunkSource, Member, MemberKind, Stream};
 
 /// Bytes of tar stream that one stage hands to the next at once: large enough
 /// that handing over costs nothing, small enough to stay in a core's cache.
 const CHUNK_LEN: usize = 256 << 10;
-
-/// Chunks between inflating and reading the tar stream.
-const CHUNKS: usize = 4;
 
 /// Whiteouts start with this; the rest is the hidden name.
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -63,10 +58,11 @@ pub struct PackSummary {
 /// pack.
 ///
 /// The blob is read to its end, and `progress` is told from time to time how
-/// many bytes of the tar stream are done. Reading, decompressing, parsing and
-/// compressing run on threads of their own; the pack is written by the calling
-/// thread, block by block, so `out` had better be buffered. When one of them
-/// fails, all stop; a `blob` that is blocked in a read is waited for.
+/// many bytes of the tar stream are done. The calling thread parses the tar
+/// stream; it and its helpers share out reading and decompressing, compressing
+/// and writing among them. The pack is written block by block, so `out` had
+/// better be buffered. When one of them fails, all stop; a `blob` that is
+/// blocked in a read is waited for.
 ///
 /// # Errors
 /// The first error that any stage met. What was written until then is no pack.
@@ -74,7 +70,7 @@ pub fn pack_layer<R, W>(
     blob: R,
     mut out: W,
     options: &PackOptions,
-    progress: &(dyn Fn(u64) + Sync),
+    progress: &dyn Fn(u64),
 ) -> Result<PackSummary, PackError>
 where
     R: Read + Send,
@@ -84,54 +80,41 @@ where
         return Err(PackError::BadProfile { profile: format!("{:?}", options.profile) });
     }
     write(&mut out, &write_header(&options.profile))?;
-    thread::scope(|scope| {
-        let (free_in, free_out) = bounded(CHUNKS);
-        let (chunks_in, chunks_out) = bounded(CHUNKS);
-        let inflating = thread::Builder::new()
-            .name("inflate".to_owned())
-            .spawn_scoped(scope, move || inflate(blob, &free_out, &chunks_in))
-            .map_err(|_| PackError::Broken { stage: "decompressing" })?;
-        let source = Chunks { free: free_in, chunks: chunks_out, allocated: 0, tar_bytes: 0, blob_bytes: 0, progress };
-
-        let mut blocks: Vec<BlockSize> = Vec::new();
-        let mut offset = HEADER_LEN as u64;
-        let packed = pipeline::run(
-            &options.profile,
-            // What feeds the compressors keeps a processor busy. More threads
-            // than processors would take turns, and at each turn a compressor
-            // loses the tables that it had in its core's cache.
-            options.threads.get() - 1,
-            |feeder| TarPacker::new(source, feeder, options).run(),
-            |number, size, bytes| {
-                // Numbers that were left out are those of sparse blocks.
-                blocks.resize(number as usize, BlockSize::SPARSE);
-                blocks.push(size);
-                offset += bytes.len() as u64;
-                write(&mut out, bytes)
-            },
-        );
-        // Its channels are closed by now, so it ends after its current read.
-        let inflated = inflating.join();
-        let packed = packed?;
-        if inflated.is_err() {
-            return Err(PackError::Broken { stage: "decompressing" });
-        }
-        blocks.resize(packed.block_count as usize, BlockSize::SPARSE);
-        let entries = packed.index.entry_count();
-        let tail = packed
-            .index
-            .finish(&options.profile, &packed.diff_id, &blocks, &packed.contents, offset, packed.tar_bytes)
-            .map_err(|_| PackError::Broken { stage: "index" })?;
-        write(&mut out, &tail)?;
-        out.flush().map_err(|source| PackError::WritePack { source })?;
-        Ok(PackSummary {
-            diff_id: packed.diff_id,
-            blob_bytes: packed.blob_bytes,
-            tar_bytes: packed.tar_bytes,
-            pack_bytes: offset + tail.len() as u64,
-            entries,
-            devices: packed.devices,
-        })
+    let mut inflater = Inflater::new(blob);
+    let mut blocks: Vec<BlockSize> = Vec::new();
+    let mut digests: Vec<BlockDigest> = Vec::new();
+    let mut offset = HEADER_LEN as u64;
+    let mut packed = pipeline::run(
+        &options.profile,
+        options.threads.get(),
+        |used| inflate(&mut inflater, used),
+        |crew| TarPacker::new(crew, options, progress).run(),
+        |number, block| {
+            // Numbers that were left out are those of sparse blocks.
+            blocks.resize(number as usize, BlockSize::SPARSE);
+            blocks.push(block.size);
+            digests.extend(block.digest.map(|digest| BlockDigest { number, digest }));
+            offset += block.bytes.len() as u64;
+            write(&mut out, block.bytes)
+        },
+    )?;
+    digest_large_contents(&mut packed.contents, &digests, options.profile.block_size);
+    drop(digests);
+    blocks.resize(packed.block_count as usize, BlockSize::SPARSE);
+    let entries = packed.index.entry_count();
+    let tail = packed
+        .index
+        .finish(&options.profile, &packed.diff_id, &blocks, &packed.contents, offset, packed.tar_bytes)
+        .map_err(|_| PackError::Broken { stage: "index" })?;
+    write(&mut out, &tail)?;
+    out.flush().map_err(|source| PackError::WritePack { source })?;
+    Ok(PackSummary {
+        diff_id: packed.diff_id,
+        blob_bytes: packed.blob_bytes,
+        tar_bytes: packed.tar_bytes,
+        pack_bytes: offset + tail.len() as u64,
+        entries,
+        devices: packed.devices,
     })
 }
 
@@ -139,49 +122,29 @@ fn write<W: Write>(out: &mut W, bytes: &[u8]) -> Result<(), PackError> {
     out.write_all(bytes).map_err(|source| PackError::WritePack { source })
 }
 
-/// What the inflating thread sends: a chunk, or `None` at the end.
-type Message = Result<Option<Chunk>, PackError>;
-
-fn inflate<R: Read>(blob: R, free: &Receiver<Box<[u8]>>, chunks: &Sender<Message>) {
-    let mut inflater = Inflater::new(blob);
-    while let Ok(mut buffer) = free.recv() {
-        let message = match inflater.fill(&mut buffer) {
-            Ok(len) => Ok(Some(Chunk { buffer, len, blob_bytes: inflater.blob_bytes() })),
-            Err(error) => Err(error),
-        };
-        let is_last = !matches!(&message, Ok(Some(chunk)) if chunk.len == chunk.buffer.len());
-        let is_end = message.is_ok() && is_last;
-        // A closed channel means that the reader has stopped; it knows why.
-        if chunks.send(message).is_err() || is_last {
-            if is_end {
-                let _ = chunks.send(Ok(None));
-            }
-            return;
-        }
+/// The next chunk of the tar stream, in the buffer of one that was used.
+fn inflate<R: Read>(inflater: &mut Inflater<R>, used: Chunk) -> ChunkResult {
+    let mut buffer = used.buffer;
+    if buffer.is_empty() {
+        buffer = vec![0; CHUNK_LEN].into();
     }
+    Ok(match inflater.fill(&mut buffer)? {
+        0 => None,
+        len => Some(Chunk { buffer, len, blob_bytes: inflater.blob_bytes() }),
+    })
 }
 
-/// The reader's end of the channels to the inflating thread.
+/// Chunks of the tar stream, as the crew brings them.
 struct Chunks<'a> {
-    free: Sender<Box<[u8]>>,
-    chunks: Receiver<Message>,
-    allocated: usize,
+    crew: &'a dyn Crew,
     tar_bytes: u64,
     blob_bytes: u64,
-    progress: &'a (dyn Fn(u64) + Sync),
+    progress: &'a dyn Fn(u64),
 }
 
 impl ChunkSource for Chunks<'_> {
     fn next_chunk(&mut self, used: Chunk) -> Result<Option<Chunk>, PackError> {
-        if !used.buffer.is_empty() {
-            // The other side may be done already, and needs it no more.
-            let _ = self.free.send(used.buffer);
-        }
-        while self.allocated < CHUNKS {
-            self.allocated += 1;
-            let _ = self.free.send(vec![0; CHUNK_LEN].into());
-        }
-        let chunk = self.chunks.recv().map_err(|_| PackError::Broken { stage: "decompressing" })??;
+        let chunk = self.crew.next_chunk(used)?;
         if let Some(chunk) = &chunk {
             self.tar_bytes += chunk.len as u64;
             self.blob_bytes = chunk.blob_bytes;
@@ -205,7 +168,7 @@ struct Packed {
 /// Reads the tar stream, fills the index and sends contents to be compressed.
 struct TarPacker<'a> {
     archive: Archive<Chunks<'a>>,
-    splitter: Splitter,
+    splitter: Splitter<'a>,
     index: IndexBuilder,
     limits: &'a Limits,
     path: Vec<u8>,
@@ -216,10 +179,11 @@ struct TarPacker<'a> {
 }
 
 impl<'a> TarPacker<'a> {
-    fn new(source: Chunks<'a>, feeder: Feeder, options: &'a PackOptions) -> Self {
+    fn new(crew: &'a dyn Crew, options: &'a PackOptions, progress: &'a dyn Fn(u64)) -> Self {
+        let source = Chunks { crew, tar_bytes: 0, blob_bytes: 0, progress };
         Self {
             archive: Archive::new(Stream::new(source, &options.limits)),
-            splitter: Splitter::new(feeder, options.profile.block_size),
+            splitter: Splitter::new(crew, options.profile.block_size),
             index: IndexBuilder::default(),
             limits: &options.limits,
             path: Vec::new(),

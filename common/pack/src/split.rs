@@ -3,14 +3,19 @@
 //! Files smaller than a block go whole into fragment blocks, many to one;
 //! larger files get blocks of their own, the tail too. Files of up to one
 //! block that this layer has already had are dropped before they are
-//! compressed, since their digest is known in time. Blocks of nothing but
-//! zeros are not stored.
+//! compressed, since all of it is at hand. Blocks of nothing but zeros are not
+//! stored.
+//!
+//! Contents are known by a digest: small ones by the BLAKE3 of their bytes,
+//! large ones by that of their blocks as they are stored. There are a few times
+//! fewer of those, and they say the same: equal bytes give equal blocks, and
+//! blocks can be decompressed.
 
 use std::collections::HashMap;
 
 use crate::elf::{ELF_PREFIX_LEN, ElfMachine};
 use crate::error::PackError;
-use crate::pipeline::{Block, Feeder};
+use crate::pipeline::{Block, Crew};
 use crate::tar::ContentSink;
 
 /// Where the contents of a file are in the pack.
@@ -26,19 +31,46 @@ pub(crate) enum ContentPlace {
 #[derive(Debug, Clone)]
 pub(crate) struct ContentRecord {
     pub(crate) size: u64,
+    /// Of large contents: known when all blocks are stored.
     pub(crate) digest: [u8; 32],
     pub(crate) place: ContentPlace,
     pub(crate) machine: Option<ElfMachine>,
 }
 
+/// The digest of a stored block of a large file.
+pub(crate) struct BlockDigest {
+    pub(crate) number: u32,
+    pub(crate) digest: [u8; 32],
+}
+
+/// Gives large contents their digests; `blocks` are in the order of their
+/// numbers.
+pub(crate) fn digest_large_contents(contents: &mut [ContentRecord], blocks: &[BlockDigest], block_size: u32) {
+    for content in contents {
+        let ContentPlace::Blocks { first } = content.place else { continue };
+        let count = content.size.div_ceil(u64::from(block_size.max(1)));
+        let start = blocks.partition_point(|block| block.number < first);
+        let own = blocks[start..].iter().take_while(|block| u64::from(block.number - first) < count);
+        // Of blocks of a given length, the stored length tells whether they are
+        // compressed. A block that is missing holds zeros. And the key keeps
+        // these digests apart from those of small contents.
+        let mut hasher = blake3::Hasher::new_derive_key("sctl 2026-11 digest of the blocks of a file");
+        for block in own {
+            hasher.update(&(block.number - first).to_le_bytes());
+            hasher.update(&block.digest);
+        }
+        content.digest = *hasher.finalize().as_bytes();
+    }
+}
+
 /// Cuts contents into blocks and sends them to be compressed.
-pub(crate) struct Splitter {
-    feeder: Feeder,
+pub(crate) struct Splitter<'a> {
+    crew: &'a dyn Crew,
     block_size: usize,
     /// Number of the next block, stored or sparse.
     next_number: u32,
     contents: Vec<ContentRecord>,
-    /// Contents of up to one block, by digest.
+    /// Contents of up to one block, by the BLAKE3 of their bytes.
     seen: HashMap<[u8; 32], u32>,
     fragment: Option<Block>,
     /// Contents in the fragment, whose block has no number yet.
@@ -56,9 +88,6 @@ struct File {
     size: u64,
     /// Bytes of it that went before the current block.
     passed: u64,
-    hasher: blake3::Hasher,
-    /// Runs of zero blocks: index of the first, and number.
-    zero_runs: Vec<(u64, u64)>,
     first_block: u32,
     machine: Option<ElfMachine>,
     /// Whether a small file goes to `spill`.
@@ -67,10 +96,10 @@ struct File {
     fragment_offset: usize,
 }
 
-impl Splitter {
-    pub(crate) fn new(feeder: Feeder, block_size: u32) -> Self {
+impl<'a> Splitter<'a> {
+    pub(crate) fn new(crew: &'a dyn Crew, block_size: u32) -> Self {
         Self {
-            feeder,
+            crew,
             block_size: block_size as usize,
             next_number: 0,
             contents: Vec::new(),
@@ -88,14 +117,12 @@ impl Splitter {
         let file = &mut self.file;
         file.size = size;
         file.passed = 0;
-        file.hasher.reset();
-        file.zero_runs.clear();
         file.first_block = self.next_number;
         file.machine = None;
         if self.is_small() {
             let fragment = match &self.fragment {
                 Some(fragment) => fragment,
-                None => self.fragment.insert(self.feeder.take()?),
+                None => self.fragment.insert(self.crew.take()?),
             };
             self.file.fragment_offset = fragment.input.len();
             self.file.spills = fragment.input.len() as u64 + size > self.block_size as u64;
@@ -116,21 +143,23 @@ impl Splitter {
         if self.file.passed < self.file.size {
             self.end_block()?;
         }
-        let digest = self.large_digest();
-        if self.file.size == self.block_size as u64 {
-            if let Some(known) = self.seen.get(&digest) {
-                if let Some(block) = &mut self.block {
-                    block.input.clear();
-                }
-                self.next_number = self.file.first_block;
-                return Ok(*known);
-            }
-            if let Some(block) = self.block.take_if(|block| !block.input.is_empty()) {
-                self.send(block)?;
-            }
-        }
         let first = self.file.first_block;
-        self.add_content(digest, ContentPlace::Blocks { first })
+        // A file of just one block is still here, unless it is all zeros.
+        let digest = match self.block.take_if(|block| !block.input.is_empty()) {
+            None => None,
+            Some(block) => {
+                let digest = *blake3::hash(&block.input).as_bytes();
+                if let Some(known) = self.seen.get(&digest) {
+                    self.block.insert(block).input.clear();
+                    return Ok(*known);
+                }
+                self.send(block)?;
+                Some(digest)
+            }
+        };
+        let content = self.add_content([0; 32], ContentPlace::Blocks { first })?;
+        self.seen.extend(digest.map(|digest| (digest, content)));
+        Ok(content)
     }
 
     fn finish_small(&mut self) -> Result<u32, PackError> {
@@ -149,13 +178,14 @@ impl Splitter {
         }
         if spills {
             self.flush_fragment()?;
-            let mut fragment = self.feeder.take()?;
+            let mut fragment = self.crew.take()?;
             fragment.input.extend_from_slice(&self.spill);
             self.fragment = Some(fragment);
         }
         // Smaller than a block, which is 1 MiB at most.
         let offset = if spills { 0 } else { start as u32 };
         let content = self.add_content(digest, ContentPlace::Fragment { block: 0, offset })?;
+        self.seen.insert(digest, content);
         self.in_fragment.push(content);
         Ok(content)
     }
@@ -164,9 +194,6 @@ impl Splitter {
         let number = u32::try_from(self.contents.len()).map_err(|_| PackError::TooLarge)?;
         let (size, machine) = (self.file.size, self.file.machine);
         self.contents.push(ContentRecord { size, digest, place, machine });
-        if size <= self.block_size as u64 {
-            self.seen.insert(digest, number);
-        }
         Ok(number)
     }
 
@@ -183,7 +210,7 @@ impl Splitter {
 
     fn send(&mut self, block: Block) -> Result<(), PackError> {
         let number = self.count_blocks(1)?;
-        Ok(self.feeder.send(block, number)?)
+        Ok(self.crew.send(block, number)?)
     }
 
     /// Gives numbers to blocks; returns the first one.
@@ -194,52 +221,27 @@ impl Splitter {
         Ok(first)
     }
 
-    /// Hashes the current block of a large file and sends it, unless it is all
-    /// zeros, or the file's only one, which may turn out to be known.
+    /// Sends the current block of a large file, unless it is all zeros, or the
+    /// file's only one, which may turn out to be known.
     fn end_block(&mut self) -> Result<(), PackError> {
         let Some(mut block) = self.block.take() else { return Ok(()) };
-        let file = &mut self.file;
-        let index = file.passed / self.block_size as u64;
-        file.passed += block.input.len() as u64;
+        let is_first = self.file.passed == 0;
+        self.file.passed += block.input.len() as u64;
         if is_zero(&block.input) {
             block.input.clear();
             self.block = Some(block);
-            return self.add_zero_blocks(index, 1);
+            self.count_blocks(1)?;
+            return Ok(());
         }
-        if index == 0 {
-            file.machine = ElfMachine::parse(&block.input[..block.input.len().min(ELF_PREFIX_LEN)]);
+        if is_first {
+            self.file.machine = ElfMachine::parse(&block.input[..block.input.len().min(ELF_PREFIX_LEN)]);
         }
-        file.hasher.update(&block.input);
-        if file.size == self.block_size as u64 {
+        block.wants_digest = true;
+        if self.file.size == self.block_size as u64 {
             self.block = Some(block);
             return Ok(());
         }
         self.send(block)
-    }
-
-    fn add_zero_blocks(&mut self, index: u64, count: u64) -> Result<(), PackError> {
-        self.count_blocks(count)?;
-        match self.file.zero_runs.last_mut() {
-            Some((first, run)) if *first + *run == index => *run += count,
-            _ => self.file.zero_runs.push((index, count)),
-        }
-        Ok(())
-    }
-
-    /// BLAKE3 of the contents; with zero blocks, which are not read, of what
-    /// remains and of where they were. The two cannot be confused.
-    fn large_digest(&self) -> [u8; 32] {
-        let digest = self.file.hasher.finalize();
-        if self.file.zero_runs.is_empty() {
-            return *digest.as_bytes();
-        }
-        let mut hasher = blake3::Hasher::new_derive_key("sctl 2026-11 digest of a file with zero blocks");
-        hasher.update(digest.as_bytes());
-        for (first, count) in &self.file.zero_runs {
-            hasher.update(&first.to_le_bytes());
-            hasher.update(&count.to_le_bytes());
-        }
-        *hasher.finalize().as_bytes()
     }
 
     /// Sends what is left; gives all contents and the number of blocks.
@@ -252,13 +254,13 @@ impl Splitter {
     fn block(&mut self) -> Result<&mut Vec<u8>, PackError> {
         let block = match self.block.take() {
             Some(block) => block,
-            None => self.feeder.take()?,
+            None => self.crew.take()?,
         };
         Ok(&mut self.block.insert(block).input)
     }
 }
 
-impl ContentSink for Splitter {
+impl ContentSink for Splitter<'_> {
     fn data(&mut self, mut bytes: &[u8]) -> Result<(), PackError> {
         if self.is_small() {
             match &mut self.fragment {
@@ -296,9 +298,8 @@ impl ContentSink for Splitter {
             let filled = self.block.as_ref().map_or(0, |block| block.input.len()) as u64;
             if filled == 0 && left >= block_size {
                 let count = left / block_size;
-                let index = self.file.passed / block_size;
                 self.file.passed += count * block_size;
-                self.add_zero_blocks(index, count)?;
+                self.count_blocks(count)?;
                 left %= block_size;
             } else {
                 let n = left.min(block_size - filled);

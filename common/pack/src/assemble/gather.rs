@@ -7,7 +7,7 @@ use crate::assemble::{
     plan::{Plan, Source},
 };
 use crate::error::AssembleError;
-use crate::pipeline::{Block, Feeder};
+use crate::pipeline::{Block, Crew};
 use crate::tree::Tree;
 
 /// Sends the new fragment blocks in their order, numbered from 0, then the
@@ -17,7 +17,7 @@ pub(super) fn feed<P: ReadAt>(
     plan: &Plan,
     packs: &[P],
     options: &AssembleOptions,
-    mut feeder: Feeder,
+    crew: &dyn Crew,
 ) -> Result<(), AssembleError> {
     let block_size = options.profile.block_size as usize;
     let compressor = CompressorId::from(options.profile.compression);
@@ -47,9 +47,9 @@ pub(super) fn feed<P: ReadAt>(
                 Some(current) if current.0 == piece.target => current,
                 full => {
                     if let Some((number, block)) = full {
-                        feeder.send(block, number)?;
+                        crew.send(block, number)?;
                     }
-                    (piece.target, feeder.take()?)
+                    (piece.target, crew.take()?)
                 }
             };
             block.input.extend_from_slice(&bytes[piece.offset as usize..][..piece.len as usize]);
@@ -57,13 +57,13 @@ pub(super) fn feed<P: ReadAt>(
         }
     }
     if let Some((number, block)) = fragment {
-        feeder.send(block, number)?;
+        crew.send(block, number)?;
     }
     for (place, number) in (plan.new_fragments..).zip(&plan.added_files) {
         for bytes in tree.additions[*number as usize].chunks(block_size) {
-            let mut block = feeder.take()?;
+            let mut block = crew.take()?;
             block.input.extend_from_slice(bytes);
-            feeder.send(block, place)?;
+            crew.send(block, place)?;
         }
     }
     Ok(())

@@ -11,7 +11,6 @@ mod plan;
 mod tables;
 
 use std::{
-    cell::Cell,
     io::{self, Write},
     num::NonZeroUsize,
 };
@@ -24,7 +23,7 @@ use sctl_squashfs::{
 };
 
 use crate::error::AssembleError;
-use crate::pipeline;
+use crate::pipeline::{self, Stored};
 use crate::tree::Tree;
 use plan::Plan;
 
@@ -108,7 +107,7 @@ pub fn assemble<P, O>(
 ) -> Result<ImageSummary, AssembleError>
 where
     P: ReadAt,
-    O: ImageOutput,
+    O: ImageOutput + Send,
 {
     if packs.len() != tree.packs.len() {
         return Err(AssembleError::WrongPacks { expected: tree.packs.len(), found: packs.len() });
@@ -184,15 +183,16 @@ fn write_data<P, O>(
     packs: &[P],
     out: &mut O,
     options: &AssembleOptions,
-    progress: &dyn Fn(u64),
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<DataArea, AssembleError>
 where
     P: ReadAt,
-    O: ImageOutput,
+    O: ImageOutput + Send,
 {
     let mut data = DataArea { end: plan.copied_end, fragments: plan.copied_fragments.clone(), added: Vec::new() };
-    let copied = Cell::new(0);
+    let copied: u64 = plan.runs.iter().map(|run| run.len).sum();
     let copy = |out: &mut O| -> Result<(), AssembleError> {
+        let mut copied = 0;
         for run in &plan.runs {
             let mut done = 0;
             while done < run.len {
@@ -200,8 +200,8 @@ where
                 out.copy_from_pack(run.pack, run.offset + done, len)
                     .map_err(|source| AssembleError::Copy { pack: run.pack, source })?;
                 done += len;
-                copied.set(copied.get() + len);
-                progress(copied.get());
+                copied += len;
+                progress(copied);
             }
         }
         Ok(())
@@ -212,12 +212,12 @@ where
     }
     // Threads get going while this one copies.
     let mut is_copied = false;
-    let mut append = |out: &mut O, number: u32, size: BlockSize, bytes: &[u8]| -> Result<(), AssembleError> {
+    let append = |number: u32, block: Stored<'_>| -> Result<(), AssembleError> {
         if !is_copied {
             copy(out)?;
             is_copied = true;
         }
-        let entry = FragmentEntry { start: data.end, size };
+        let entry = FragmentEntry { start: data.end, size: block.size };
         match number.checked_sub(plan.new_fragments) {
             None => data.fragments.push(entry),
             Some(file) => {
@@ -225,19 +225,20 @@ where
                     data.added.push(AddedFile { start: entry.start, blocks: Vec::new() });
                 }
                 if let Some(file) = data.added.last_mut() {
-                    file.blocks.push(size);
+                    file.blocks.push(block.size);
                 }
             }
         }
-        data.end += bytes.len() as u64;
-        out.write_all(bytes).map_err(|source| AssembleError::Write { source })
+        data.end += block.bytes.len() as u64;
+        out.write_all(block.bytes).map_err(|source| AssembleError::Write { source })
     };
     pipeline::run(
         &options.profile,
         options.threads.get(),
-        |feeder| gather::feed(tree, plan, packs, options, feeder),
-        |number, size, bytes| append(out, number, size, bytes),
+        pipeline::no_chunks,
+        |crew| gather::feed(tree, plan, packs, options, crew),
+        append,
     )?;
-    progress(copied.get() + plan.rewritten_bytes);
+    progress(copied + plan.rewritten_bytes);
     Ok(data)
 }

@@ -16,7 +16,9 @@
 //!    block, which has no bytes;
 //! 3. number of contents; of each: size, place × 2 + 1 if that is a fragment
 //!    block and then the offset in it, otherwise the first of its own blocks,
-//!    and the code of its ELF machine or 0; then 32 bytes of digest for each;
+//!    and the code of its ELF machine or 0; then 32 bytes of digest for each:
+//!    BLAKE3 of its bytes if it is in a fragment block, else of the digests of
+//!    its blocks as they are stored (see `split`);
 //! 4. number of xattr sets; of each: number of xattrs, and of each its name
 //!    and its value, both preceded by their length;
 //! 5. number of entries, in the order of the tar stream; of each: type, clean
