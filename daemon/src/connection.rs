@@ -5,22 +5,25 @@ use std::{
     os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use sctl_engine::Caller;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
+    time::{Sleep, sleep},
 };
 use tonic::transport::server::Connected;
 
-use crate::{Mode, activity::Connection};
+use crate::{Mode, activity::Connection, subordinate::Subordinates};
 
 /// Decides who a peer is and whether it may talk to us at all.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Admission {
     mode: Mode,
     admin_gid: Option<u32>,
+    subordinates: Subordinates,
 }
 
 /// Says why a peer is sent away.
@@ -45,7 +48,7 @@ impl Admission {
     /// Admits everybody in system mode and the owner in user mode. Members of
     /// `admin_gid` are administrators in system mode, as root is.
     pub fn new(mode: Mode, admin_gid: Option<u32>) -> Self {
-        Self { mode, admin_gid }
+        Self { mode, admin_gid, subordinates: Subordinates::of_host() }
     }
 
     /// Tells who is at the other end of `socket`.
@@ -56,7 +59,7 @@ impl Admission {
         let peer = sctl_sys::peer::credentials(&socket).map_err(|source| AdmissionError::Credentials { source })?;
         let (uid, gid) = (peer.uid, peer.gid);
         match self.mode {
-            Mode::User { uid: owner } if owner == uid => Ok(Caller { uid, gid, admin: true }),
+            Mode::User { uid: owner } if owner == uid => Ok(Caller { uid, gid, account: uid, admin: true }),
             Mode::User { .. } => Err(AdmissionError::OtherUser { uid }),
             Mode::System => {
                 let member = |gid| {
@@ -65,7 +68,8 @@ impl Admission {
                         // few, and root needs none.
                         || sctl_sys::peer::groups(&socket).is_ok_and(|groups| groups.contains(&gid))
                 };
-                Ok(Caller { uid, gid, admin: uid == 0 || self.admin_gid.is_some_and(member) })
+                let account = self.subordinates.account(uid);
+                Ok(Caller { uid, gid, account, admin: uid == 0 || self.admin_gid.is_some_and(member) })
             }
         }
     }
@@ -83,18 +87,32 @@ pub fn group_id(name: &str) -> io::Result<Option<u32>> {
     }))
 }
 
+/// Bytes that every client of HTTP/2 sends first (RFC 9113, section 3.4).
+const PREFACE_LEN: usize = 24;
+
 /// A gRPC connection that counts as activity and knows its caller.
 #[derive(Debug)]
 pub struct Accepted {
     stream: UnixStream,
     caller: Caller,
+    /// Until the preface has come.
+    opening: Option<Opening>,
     _counted: Connection,
 }
 
+/// A connection whose client has not said its first words.
+#[derive(Debug)]
+struct Opening {
+    missing: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
 impl Accepted {
-    /// Wraps an accepted socket.
-    pub fn new(stream: UnixStream, caller: Caller, counted: Connection) -> Self {
-        Self { stream, caller, _counted: counted }
+    /// Wraps an accepted socket, which ends if its client does not begin within
+    /// `patience`: who only connects would hold a place for ever.
+    pub fn new(stream: UnixStream, caller: Caller, counted: Connection, patience: Duration) -> Self {
+        let opening = Opening { missing: PREFACE_LEN, deadline: Box::pin(sleep(patience)) };
+        Self { stream, caller, opening: Some(opening), _counted: counted }
     }
 }
 
@@ -112,7 +130,17 @@ pub struct CallerInfo(pub Caller);
 
 impl AsyncRead for Accepted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(opening) = &mut self.opening {
+            opening.missing = opening.missing.saturating_sub(buf.filled().len() - before);
+            if opening.missing == 0 {
+                self.opening = None;
+            } else if polled.is_pending() && opening.deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        polled
     }
 }
 

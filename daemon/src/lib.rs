@@ -18,6 +18,7 @@ mod server;
 mod service;
 mod settings;
 mod sockets;
+mod subordinate;
 mod wire;
 
 pub use config::{Config, ConfigError};

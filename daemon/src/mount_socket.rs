@@ -70,6 +70,11 @@ fn of_status(status: Status) -> OpenReply {
 
 /// Tells a client that its user has too many connections.
 pub fn refuse_busy(socket: &UnixStream) {
+    // What is left unread when a socket is closed resets the connection, and
+    // takes the answer along. So nothing more may come, and what has is read.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
+    let mut request = [0; 1];
+    while scm::recv_bytes(socket, &mut request).is_ok_and(|received| received.len > 0) {}
     // It may have gone already, and we are busy.
     let _ = scm::send(socket, &of_status(Status::Busy).encode_to_vec(), &[]);
 }

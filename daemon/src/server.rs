@@ -15,19 +15,17 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Mode,
-    activity::Activity,
+    activity::{Activity, Limits},
     connection::{Accepted, Admission},
     mount_socket,
     service::Service,
     sockets::{SocketError, Sockets},
 };
 
-/// Connections of one user on sctl.sock: as many as pulls of one user, each
-/// of which is a client of its own.
-const GRPC_PER_USER: usize = 64;
-
-/// Connections of one user on mount.sock.
-const MOUNT_PER_USER: usize = 64;
+/// Connections on each of the sockets. One user has as many as pulls, each of
+/// which is a client of its own. Each takes a descriptor or a few of the 65,536
+/// that the service may have.
+const CONNECTIONS: Limits = Limits { of_user: 64, many: 1024, when_many: 4, most: 2048 };
 
 /// Largest gRPC message that a client may send: a pull request.
 const MAX_REQUEST: usize = 256 << 10;
@@ -52,7 +50,8 @@ pub struct ServerOptions {
     pub idle: Option<Duration>,
     /// How long running jobs may go on after a request to stop.
     pub deadline: Duration,
-    /// How long a client of mount.sock may keep silent.
+    /// How long a client of mount.sock may keep silent, and one of sctl.sock
+    /// before it has said its first words.
     pub patience: Duration,
 }
 
@@ -127,11 +126,11 @@ pub async fn serve<E: Engine>(
                 Ok(caller) => caller,
                 Err(error) => return warn!(error = %with_source(&error), "connection refused"),
             };
-            let Some(counted) = activity.connect(caller.uid, GRPC_PER_USER) else {
-                return warn!(caller.uid, "connection refused: too many of this user");
+            let Some(counted) = activity.connect(caller.account, &CONNECTIONS) else {
+                return warn!(caller.uid, "connection refused: too many of this user, or of all");
             };
             // The server has gone only when we are about to leave as well.
-            let _ = connections.send(Ok(Accepted::new(socket, caller, counted))).await;
+            let _ = connections.send(Ok(Accepted::new(socket, caller, counted, options.patience))).await;
         }
     };
     let accept_mount = |socket: UnixStream| {
@@ -141,7 +140,7 @@ pub async fn serve<E: Engine>(
                 Ok(caller) => caller,
                 Err(error) => return warn!(error = %with_source(&error), "connection refused"),
             };
-            match activity.connect(caller.uid, MOUNT_PER_USER) {
+            match activity.connect(caller.account, &CONNECTIONS) {
                 Some(counted) => {
                     tokio::spawn(mount_socket::serve(socket, caller, counted, engine, options.patience));
                 }

@@ -120,13 +120,18 @@ impl Daemon<'_> {
 fn exchange(socket: &OwnedFd, what: What, wish: Wish) -> Result<Option<OpenedSif>, Failure> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock => unable().cause("the daemon does not answer").hint("try again"),
+        io::ErrorKind::ConnectionReset => unable().cause("the daemon closed the connection").hint("try again"),
         _ => unable().cause(reason(&error)),
     };
     let request = OpenRequest { what: Some(what), mount: MountWish::from(wish).into() }.encode_to_vec();
     if request.len() > MAX_OPEN_MESSAGE {
         return Err(unable().cause("the reference is too long"));
     }
-    scm::send(socket, &request, &[]).map_err(failed)?;
+    match scm::send(socket, &request, &[]) {
+        // A daemon that is too busy says so, and leaves before it is asked.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
+        _ => {}
+    }
     let mut buffer = [0; MAX_OPEN_MESSAGE + 1];
     let received = scm::recv(socket, &mut buffer).map_err(failed)?;
     if received.len == 0 && received.fds.is_empty() {

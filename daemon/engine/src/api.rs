@@ -23,8 +23,19 @@ pub struct Caller {
     pub uid: u32,
     /// Effective group id when it connected.
     pub gid: u32,
+    /// Whom the limits count it as: the owner of a subordinate id, else the
+    /// user itself. It gives no right to anything.
+    pub account: u32,
     /// May inspect and change everything.
     pub admin: bool,
+}
+
+#[cfg(test)]
+impl Caller {
+    /// An ordinary user, who counts as itself.
+    pub(crate) fn user(uid: u32) -> Self {
+        Self { uid, gid: uid, account: uid, admin: false }
+    }
 }
 
 /// A pull that has been asked for.

@@ -158,7 +158,7 @@ impl Engine for Fake {
     }
 
     async fn shutdown(&self, deadline: Duration) {
-        self.called(Caller { uid: 0, gid: 0, admin: true }, format!("shutdown {}", deadline.as_secs()));
+        self.called(Caller { uid: 0, gid: 0, account: 0, admin: true }, format!("shutdown {}", deadline.as_secs()));
     }
 }
 
@@ -174,8 +174,18 @@ pub struct Served {
 impl Served {
     /// Serves `engine` as a user daemon, until it is idle for `idle`.
     pub fn start(engine: Fake, idle: Option<Duration>) -> Self {
+        Self::start_as(Mode::User { uid: rustix::process::geteuid().as_raw() }, engine, idle)
+    }
+
+    /// Serves everybody.
+    pub fn start_system(engine: Fake) -> Self {
+        let served = Self::start_as(Mode::System, engine, None);
+        std::fs::set_permissions(served.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        served
+    }
+
+    fn start_as(mode: Mode, engine: Fake, idle: Option<Duration>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mode = Mode::User { uid: rustix::process::geteuid().as_raw() };
         let settings = Settings {
             mode,
             cache_dir: dir.path().join("cache"),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use prost::Message as _;
+use sctl_engine::JobUser;
 use sctl_proto::v1::{ImageRequest, MountWish, OpenReply, OpenRequest, open_reply::Status, open_request::What};
 use sctl_sys::scm;
 
@@ -168,13 +169,63 @@ fn who_takes_no_answers_is_sent_away_and_keeps_nobody_waiting() {
 fn one_user_has_so_many_connections() {
     let served = Served::start(Fake::default(), None);
     let held: Vec<OwnedFd> = (0..64).map(|_| connect(&served)).collect();
-    // The daemon takes them in the order of their arrival.
-    let socket = connect(&served);
-    assert_eq!(answer(&socket).unwrap().0.status(), Status::Busy);
+    // The daemon takes them in the order of their arrival. Whether it hears
+    // what is asked or not, the answer arrives.
+    for asks in [false, true, true, true] {
+        let socket = connect(&served);
+        if asks {
+            let _ = scm::send(&socket, &ticket(&TICKET.0), &[]);
+        }
+        assert_eq!(answer(&socket).unwrap().0.status(), Status::Busy);
+    }
     drop(held);
     super::fake::wait_until("others are gone", || {
         let socket = connect(&served);
         scm::send(&socket, &ticket(&TICKET.0), &[]).is_ok()
             && answer(&socket).is_some_and(|(reply, _)| reply.status() == Status::Sif)
     });
+}
+
+/// Connects as another user, which only the calling thread becomes.
+fn connect_as(served: &Served, uid: u32, count: usize) -> Vec<OwnedFd> {
+    let path = served.mount_socket();
+    let connecting = std::thread::spawn(move || {
+        let uid = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        (0..count).map(|_| scm::connect(&path).unwrap()).collect()
+    });
+    connecting.join().unwrap()
+}
+
+#[test]
+fn privileged_subordinate_ids_count_as_their_owner() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: needs root to become other users");
+        return;
+    }
+    let subuid = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
+    let range = subuid.lines().find_map(|line| line.strip_prefix("sctl-test-a:")?.split(':').next()?.parse().ok());
+    let (Some(first), Ok(a), Ok(b)) = (range, JobUser::lookup("sctl-test-a"), JobUser::lookup("sctl-test-b")) else {
+        eprintln!("SKIPPED: needs the test users and subordinate ids of theirs");
+        return;
+    };
+    let first: u32 = first;
+    let served = Served::start_system(Fake::default());
+    let held: Vec<OwnedFd> = (0..64).flat_map(|n| connect_as(&served, first + n, 1)).collect();
+    for uid in [a.uid, first, first + 1000] {
+        let refused = connect_as(&served, uid, 1);
+        assert_eq!(answer(&refused[0]).unwrap().0.status(), Status::Busy, "{uid}");
+    }
+    let other = connect_as(&served, b.uid, 1);
+    scm::send(&other[0], &ticket(&TICKET.0), &[]).unwrap();
+    assert_eq!(answer(&other[0]).unwrap().0.status(), Status::Sif);
+    // What an account counts gives no right: the engine sees who it is.
+    drop(held);
+    super::fake::wait_until("others are gone", || {
+        let socket = connect_as(&served, first, 1);
+        scm::send(&socket[0], &ticket(&TICKET.0), &[]).is_ok()
+            && answer(&socket[0]).is_some_and(|(reply, _)| reply.status() == Status::Sif)
+    });
+    let caller = served.engine.calls.lock().unwrap().last().unwrap().0;
+    assert_eq!((caller.uid, caller.account), (first, a.uid));
 }

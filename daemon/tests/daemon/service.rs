@@ -179,3 +179,28 @@ fn stopping_gives_the_engine_its_deadline() {
     assert_eq!(served.calls(), ["shutdown 9"]);
     assert!(!served.socket().exists());
 }
+
+#[test]
+fn who_only_connects_is_sent_away() {
+    use std::io::{Read as _, Write as _};
+    let served = Served::start(Fake::default(), None);
+    for said in [&b""[..], b"PRI * HTTP/2.0"] {
+        let mut socket = std::os::unix::net::UnixStream::connect(served.socket()).unwrap();
+        socket.write_all(said).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut heard = Vec::new();
+        // The end, or a reset; but no silence.
+        let ended = socket.read_to_end(&mut heard);
+        assert!(
+            ended.as_ref().map_or_else(|error| error.kind() != std::io::ErrorKind::WouldBlock, |_| true),
+            "{ended:?}"
+        );
+    }
+    // One that has begun may think for as long as it likes.
+    let (runtime, mut client) = client(&served.socket());
+    runtime.block_on(async {
+        client.version(v1::VersionRequest {}).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        client.version(v1::VersionRequest {}).await.unwrap();
+    });
+}

@@ -159,6 +159,10 @@ fn privileged_users_and_hosts_have_so_many_devices() {
     }
     let held = (attach(0, "sctl-test-a").unwrap(), attach(1, "sctl-test-a").unwrap());
     assert_eq!(attach(2, "sctl-test-a").unwrap_err(), NoMount::TooManyOfUser { limit: 2 });
+    // Nor by a subordinate id of theirs.
+    let subordinate = sctl_engine::Caller { uid: 100_000, gid: 100_000, ..user("sctl-test-a") };
+    let attached = world.mounts().attach(subordinate, &images[2].open(), MountWish::Shared);
+    assert_eq!(attached.unwrap_err(), NoMount::TooManyOfUser { limit: 2 });
     attach(1, "sctl-test-a").unwrap();
     // Others may, until the host's limit.
     let third = attach(2, "sctl-test-b").unwrap();
@@ -167,6 +171,28 @@ fn privileged_users_and_hosts_have_so_many_devices() {
     attach(2, "sctl-test-a").unwrap();
     attach(3, "sctl-test-b").unwrap();
     drop(third);
+}
+
+#[test]
+fn privileged_one_image_of_a_user_takes_few_slots_whatever_its_groups() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let image = world.image("groups", nothing);
+    let caller = user("sctl-test-a");
+    let mounted = || {
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        mounts.lines().filter(|line| line.contains(" - squashfs ")).count()
+    };
+    let before = mounted();
+    let mut held = Vec::new();
+    for gid in 5000..5010 {
+        let caller = sctl_engine::Caller { gid, ..caller };
+        held.push(world.mounts().attach(caller, &image.open(), MountWish::Private).unwrap());
+        assert!(mounted() - before <= 4, "{} slots", mounted() - before);
+    }
+    assert_eq!(mounted() - before, 4);
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub fn can_mount() -> bool {
 /// A user of the tests.
 pub fn user(name: &str) -> Caller {
     let user = JobUser::lookup(name).unwrap();
-    Caller { uid: user.uid, gid: user.gid, admin: false }
+    Caller { uid: user.uid, gid: user.gid, account: user.uid, admin: false }
 }
 
 /// A folder for a cache, and mounts from it. Lives in a mount namespace of its

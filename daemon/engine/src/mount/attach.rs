@@ -44,7 +44,7 @@ impl Inner {
                 self.ready(&mut table)?;
                 let (owner, shown) = self.decide(caller, image, wish)?;
                 let name = Name { key: image.meta.key, owner };
-                match self.hold(&mut table, caller.uid, image, &backing, name, shown) {
+                match self.hold(&mut table, caller, image, &backing, name, shown) {
                     // Now it is known, and decided differently.
                     Err(HoldError::NoIdmap) => continue,
                     Err(HoldError::No(reason)) => return Err(reason),
@@ -137,7 +137,7 @@ impl Inner {
     fn hold(
         &self,
         table: &mut Table,
-        uid: u32,
+        caller: Caller,
         image: &ImageFile,
         backing: &Backing,
         name: Name,
@@ -150,8 +150,8 @@ impl Inner {
         let known = table.find(&name, backing).map(|superblock| (superblock.number, superblock.held(shown)));
         let number = match known {
             Some((number, Some(held))) => {
-                self.charge(table, uid, Some(number))?;
-                table.note(number, uid, &image.meta.references);
+                self.charge(table, caller.account, Some(number))?;
+                table.note(number, caller, &image.meta.references);
                 return Ok(held);
             }
             Some((number, None)) => Some(number),
@@ -168,7 +168,10 @@ impl Inner {
         {
             table.superblocks.remove(&number);
         }
-        self.charge(table, uid, device.as_ref().map(LoopDevice::number))?;
+        self.charge(table, caller.account, device.as_ref().map(LoopDevice::number))?;
+        if let Some(device) = &device {
+            self.release_oldest(table, device.number());
+        }
         let slot = self.free_slot(table)?;
         let adopted = device.is_some();
         let device = match device {
@@ -216,17 +219,17 @@ impl Inner {
         let superblock = table.superblocks.entry(device.number()).or_insert_with(fresh);
         superblock.mounts.push((shown, Arc::clone(&held)));
         debug!(key = %name.key, loop_device = device.number(), slot, adopted, "image mounted");
-        table.note(device.number(), uid, &image.meta.references);
+        table.note(device.number(), caller, &image.meta.references);
         Ok(held)
     }
 
     /// Refuses a user who keeps too many superblocks alive. `wanted` is the
     /// one that it asks for, if that is there.
-    fn charge(&self, table: &mut Table, uid: u32, wanted: Option<u32>) -> Result<(), HoldError> {
+    fn charge(&self, table: &mut Table, account: u32, wanted: Option<u32>) -> Result<(), HoldError> {
         let limit = self.options.max_per_user;
         let charged = |table: &Table| -> Vec<u32> {
             let others = table.superblocks.values().filter(|one| Some(one.number) != wanted);
-            others.filter(|one| one.users.contains(&uid)).map(|one| one.number).collect()
+            others.filter(|one| one.users.values().any(|&charged| charged == account)).map(|one| one.number).collect()
         };
         let numbers = charged(table);
         if numbers.len() < limit {

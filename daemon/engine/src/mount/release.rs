@@ -12,6 +12,10 @@ use super::{
 };
 use crate::{audit, cache::failpoint};
 
+/// Mounts of one superblock at a time: of a private one there could be one for
+/// each group of its user.
+const MAX_MOUNTS: usize = 4;
+
 impl Inner {
     /// Takes over the loop devices of this cache that are still in use.
     pub(super) fn adopt(&self) {
@@ -45,15 +49,33 @@ impl Inner {
             audit::unmount(audit::Image { reference, manifest: None, key }, why.word());
         }
         for (_, held) in released {
-            match self.slots.clear(held.slot) {
-                Ok(()) => table.free.push(held.slot),
-                // It stays out of use.
-                Err(error) => error!(slot = held.slot, %error, "cannot unmount an image"),
-            }
+            self.clear(table, held.slot);
         }
         failpoint("mount.cleared");
         if is_empty && !self.is_alive(number, table) {
             table.superblocks.remove(&number);
+        }
+    }
+
+    /// Makes room for one more mount of a superblock that has as many as it may.
+    /// Those that are being handed out stay: they are few.
+    pub(super) fn release_oldest(&self, table: &mut Table, number: u32) {
+        let Some(superblock) = table.superblocks.get_mut(&number) else { return };
+        if superblock.mounts.len() < MAX_MOUNTS {
+            return;
+        }
+        let oldest = superblock.mounts.iter().position(|(_, held)| Arc::strong_count(held) == 1);
+        if let Some(at) = oldest {
+            let (_, held) = superblock.mounts.remove(at);
+            self.clear(table, held.slot);
+        }
+    }
+
+    fn clear(&self, table: &mut Table, slot: u32) {
+        match self.slots.clear(slot) {
+            Ok(()) => table.free.push(slot),
+            // It stays out of use.
+            Err(error) => error!(slot, %error, "cannot unmount an image"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What is mounted, where, and for whom.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -15,7 +15,7 @@ use super::{
     superblock::Backing,
     tag::{Name, Owner},
 };
-use crate::cache::Partition;
+use crate::{Caller, cache::Partition};
 
 /// Which ids a mount shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +48,8 @@ pub(super) struct Superblock {
     pub(super) number: u32,
     pub(super) backing: Backing,
     pub(super) mounts: Vec<(Shown, Arc<Held>)>,
-    /// Who got clones of it, and may hold them.
-    pub(super) users: BTreeSet<u32>,
+    /// Who got clones of it, and may hold them; with whom limits count them as.
+    pub(super) users: BTreeMap<u32, u32>,
     references: Vec<String>,
     attached: u64,
     since: i64,
@@ -69,7 +69,7 @@ impl Superblock {
             number,
             backing,
             mounts: Vec::new(),
-            users: BTreeSet::new(),
+            users: BTreeMap::new(),
             references: Vec::new(),
             attached: 0,
             since: unix_now(),
@@ -84,8 +84,8 @@ impl Superblock {
         let partition = Partition { offset: status.offset, len: status.len };
         let backing = Backing { device: status.device, inode: status.inode, partition };
         let users = match name.owner {
-            Owner::Everybody => BTreeSet::new(),
-            Owner::User(uid) => BTreeSet::from([uid]),
+            Owner::Everybody => BTreeMap::new(),
+            Owner::User(uid) => BTreeMap::from([(uid, uid)]),
         };
         Self { users, adopted: true, ..Self::new(name, number, backing) }
     }
@@ -111,7 +111,7 @@ impl Superblock {
             },
             shared: self.name.owner == Owner::Everybody,
             attached: self.attached,
-            users: self.users.iter().copied().collect(),
+            users: self.users.keys().copied().collect(),
             since: self.since,
             last_attach: self.last_attach.map(|(_, unix)| unix),
             held_by_clients: self.mounts.is_empty(),
@@ -143,10 +143,10 @@ impl Table {
         self.free.retain(|&free| free != slot);
     }
 
-    /// Notes that a clone is going to `uid`.
-    pub(super) fn note(&mut self, number: u32, uid: u32, references: &[String]) {
+    /// Notes that a clone is going to `caller`.
+    pub(super) fn note(&mut self, number: u32, caller: Caller, references: &[String]) {
         let Some(superblock) = self.superblocks.get_mut(&number) else { return };
-        superblock.users.insert(uid);
+        superblock.users.insert(caller.uid, caller.account);
         superblock.attached += 1;
         superblock.last_attach = Some((Instant::now(), unix_now()));
         if superblock.references != references {

@@ -205,7 +205,7 @@ mod tests {
         part.notice(Notice { level: NoticeLevel::Info, text });
 
         let (sender, mut receiver) = mpsc::channel(16);
-        let seat = Roster::default().admit(1, 1).unwrap();
+        let seat = Roster::default().admit(crate::Caller::user(1), 1).unwrap();
         let mut informer = Informer::new(seat, sender);
         informer.follow(&board, async {}).await;
         let first = drain(&mut receiver);

@@ -54,6 +54,8 @@ pub(super) struct Spec {
     /// To the image.
     pub(super) image_grant: Grant,
     pub(super) uid: u32,
+    /// Whom the places for jobs are charged to.
+    pub(super) account: u32,
     pub(super) private: Option<u64>,
 }
 
@@ -69,6 +71,7 @@ impl Spec {
             insecure: self.job.insecure,
             grant: self.grant,
             uid: self.uid,
+            account: self.account,
             profile: self.profile,
             profile_id: self.profile_id.clone(),
             private: self.private,
@@ -134,7 +137,7 @@ async fn assemble(
     board: &Arc<Board>,
 ) -> Result<(u64, Option<File>), Failure> {
     let failed = |failure| Failure::internal("cannot assemble the image").caused_by(failure);
-    let _slot = inner.assemble_slots.acquire(spec.uid).await?;
+    let _slot = inner.assemble_slots.acquire(spec.account).await?;
     let sif = inner.with_cache(|cache| cache.stage(StageKind::Image)).await?;
     let mut fds = vec![sif.writer()?];
     for layer in layers {

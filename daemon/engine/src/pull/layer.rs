@@ -51,6 +51,7 @@ pub(super) struct Spec {
     pub(super) grant: Grant,
     /// Whose grants count for what is in the cache.
     pub(super) uid: u32,
+    pub(super) account: u32,
     pub(super) profile: Profile,
     pub(super) profile_id: String,
     pub(super) private: Option<u64>,
@@ -95,7 +96,7 @@ pub(super) async fn find(inner: &Arc<Inner>, spec: &Spec) -> Result<Option<Done>
 }
 
 async fn fly(inner: Arc<Inner>, spec: Spec, board: Arc<Board>) -> Result<Arc<Done>, Failure> {
-    let _slot = inner.layer_slots.acquire(spec.uid).await?;
+    let _slot = inner.layer_slots.acquire(spec.account).await?;
     // While this waited, or since it was looked for, another flight may have
     // made it.
     if let Some(done) = find(&inner, &spec).await? {

@@ -191,7 +191,7 @@ impl Inner {
             return Err(stopping());
         }
         let limit = self.options().max_pulls_per_user;
-        self.roster.admit(caller.uid, limit).ok_or_else(|| {
+        self.roster.admit(caller, limit).ok_or_else(|| {
             Failure::new(ErrorKind::LimitExceeded, format!("{limit} pulls of yours are running"))
                 .hint("wait until some are done")
         })

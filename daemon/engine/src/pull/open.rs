@@ -64,7 +64,7 @@ impl Inner {
     }
 
     async fn open_granted(self: &Arc<Self>, caller: Caller, granted: Granted, wish: MountWish) -> Option<Opened> {
-        let _slot = self.open_slots.acquire(caller.uid).await.ok()?;
+        let _slot = self.open_slots.acquire(caller.account).await.ok()?;
         let inner = Arc::clone(self);
         let open = move || -> Result<Option<Opened>, CacheError> {
             let Granted { key, reference, basis } = granted;
@@ -105,7 +105,7 @@ impl Inner {
             opened.no_mount = Some("the image is not kept in the cache".to_owned());
             return Some(opened);
         };
-        let _slot = self.open_slots.acquire(caller.uid).await.ok()?;
+        let _slot = self.open_slots.acquire(caller.account).await.ok()?;
         let inner = Arc::clone(self);
         let mount = move || {
             match inner.cache.find_image(&key) {

@@ -18,7 +18,7 @@ const MIN_KEY: usize = 8;
 
 impl Inner {
     pub(super) async fn cache_list(self: &Arc<Self>, caller: Caller) -> Result<Vec<CacheEntry>, Failure> {
-        let _slot = self.list_slots.acquire(caller.uid).await?;
+        let _slot = self.list_slots.acquire(caller.account).await?;
         let entries = self.with_cache(move |cache| cache.list(viewer(caller))).await?;
         let mounted = match viewer(caller) {
             Viewer::All => keys(&self.all_mounts().await?),
@@ -30,7 +30,7 @@ impl Inner {
     }
 
     pub(super) async fn cache_info(self: &Arc<Self>, caller: Caller) -> Result<CacheInfo, Failure> {
-        let _slot = self.list_slots.acquire(caller.uid).await?;
+        let _slot = self.list_slots.acquire(caller.account).await?;
         let (path, totals) =
             self.with_cache(move |cache| Ok((cache.path().to_owned(), cache.totals(viewer(caller))?))).await?;
         let mut info = CacheInfo { path, totals, ..CacheInfo::default() };

@@ -105,12 +105,12 @@ pub(super) fn profile_id(profile: &Profile) -> String {
 /// Runs the job.
 pub(super) async fn fly(
     inner: Arc<Inner>,
-    uid: u32,
+    account: u32,
     job: PullJob,
     profile_id: String,
     board: Arc<Board>,
 ) -> Result<Arc<Resolution>, Failure> {
-    let _slot = inner.resolve_slots.acquire(uid).await?;
+    let _slot = inner.resolve_slots.acquire(account).await?;
     match timeout(DEADLINE, ask(&inner, job, &profile_id, &board)).await {
         Ok(result) => result,
         Err(_) => {
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_nobody_vouches_for_is_for_its_caller_alone() {
-        let caller = Caller { uid: 7, gid: 7, admin: false };
+        let caller = Caller::user(7);
         let password = Credentials::Basic { username: "u".to_owned(), password: Secret::new("p".to_owned()) };
         let own = Grant::Uid(7);
         for (reference, insecure, origin_then, grant) in [

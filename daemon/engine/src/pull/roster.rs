@@ -9,7 +9,7 @@ use std::{
 use sctl_common::Reference;
 
 use super::Board;
-use crate::{JobInfo, JobWork, Stage};
+use crate::{Caller, JobInfo, JobWork, Stage};
 
 /// Lists of both.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,7 @@ struct Lists {
 #[derive(Debug)]
 struct Pull {
     uid: u32,
+    account: u32,
     /// What it waits for at the moment.
     board: Option<Arc<Board>>,
 }
@@ -65,14 +66,14 @@ impl Roster {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a pull of `uid`, unless that user has `limit` already.
-    pub(super) fn admit(&self, uid: u32, limit: usize) -> Option<Seat> {
+    /// Admits a pull of `caller`, unless its account has `limit` already.
+    pub(super) fn admit(&self, caller: Caller, limit: usize) -> Option<Seat> {
         let mut lists = self.lists();
-        if lists.pulls.values().filter(|pull| pull.uid == uid).count() >= limit {
+        if lists.pulls.values().filter(|pull| pull.account == caller.account).count() >= limit {
             return None;
         }
         let id = lists.id();
-        lists.pulls.insert(id, Pull { uid, board: None });
+        lists.pulls.insert(id, Pull { uid: caller.uid, account: caller.account, board: None });
         Some(Seat { roster: self.clone(), id })
     }
 
@@ -150,12 +151,16 @@ mod tests {
     #[test]
     fn each_user_has_so_many_pulls() {
         let roster = Roster::default();
-        let first = roster.admit(1, 2).unwrap();
-        let _second = roster.admit(1, 2).unwrap();
-        assert!(roster.admit(1, 2).is_none() && roster.admit(2, 2).is_some());
+        let first = roster.admit(Caller::user(1), 2).unwrap();
+        let _second = roster.admit(Caller::user(1), 2).unwrap();
+        assert!(roster.admit(Caller::user(1), 2).is_none() && roster.admit(Caller::user(2), 2).is_some());
+        assert!(
+            roster.admit(Caller { account: 1, ..Caller::user(501) }, 2).is_none(),
+            "the first user under another id"
+        );
         drop(first);
         assert_eq!(roster.pulling(), 1);
-        assert!(roster.admit(1, 2).is_some());
+        assert!(roster.admit(Caller::user(1), 2).is_some());
     }
 
     #[test]
@@ -164,9 +169,9 @@ mod tests {
         let reference = Reference::parse("registry.example/a:1").unwrap();
         let (layer, image, other) = (Arc::new(Board::new(1)), Arc::new(Board::new(1)), Arc::new(Board::new(9)));
         image.include(Arc::clone(&layer));
-        let seats = [3, 1, 1].map(|uid| roster.admit(uid, 9).unwrap());
+        let seats = [3, 1, 1].map(|uid| roster.admit(Caller::user(uid), 9).unwrap());
         seats.iter().for_each(|seat| seat.follow(&image));
-        let stranger = roster.admit(9, 9).unwrap();
+        let stranger = roster.admit(Caller::user(9), 9).unwrap();
         stranger.follow(&other);
         layer.progress(Stage::Fetch, Some(Digest::of(b"l")), 5, Some(10), false);
         layer.progress(Stage::Pack, Some(Digest::of(b"l")), 50, None, false);

@@ -66,6 +66,7 @@ pub(super) async fn run(
             grant: layer_grant,
             image_grant: grant,
             uid: caller.uid,
+            account: caller.account,
             private: job.disable_cache.then(private_id),
         };
         let flags = image::cached_flags(inner, &spec).await?;
@@ -135,7 +136,7 @@ async fn resolve(
 ) -> Result<Arc<Resolution>, Failure> {
     let key = resolve::Key::new(caller, job, profile_id)?;
     let mut passenger = inner.resolves.join(key, Board::new(caller.uid), |board| {
-        resolve::fly(Arc::clone(inner), caller.uid, job.clone(), profile_id.to_owned(), board)
+        resolve::fly(Arc::clone(inner), caller.account, job.clone(), profile_id.to_owned(), board)
     });
     let board = Arc::clone(passenger.board());
     informer.follow(&board, passenger.arrive()).await
@@ -195,7 +196,7 @@ async fn done(
     let mut opened = Opened::new(outcome.file, manifest, job.reference.clone(), path.clone());
     opened.key = (!outcome.private).then_some(key);
     let kept = opened.key;
-    let ticket = inner.tickets.issue(caller.uid, opened)?;
+    let ticket = inner.tickets.issue(caller, opened)?;
     let expiring = Arc::downgrade(inner);
     tokio::spawn(async move {
         tokio::time::sleep(tickets::LIFETIME).await;

@@ -31,7 +31,7 @@ struct State {
 
 #[derive(Debug)]
 struct Waiter {
-    uid: u32,
+    account: u32,
     turn: oneshot::Sender<Slot>,
 }
 
@@ -40,7 +40,7 @@ struct Waiter {
 pub(super) struct Slot {
     /// None once it was given back otherwise.
     slots: Option<Slots>,
-    uid: u32,
+    account: u32,
 }
 
 impl Slots {
@@ -66,12 +66,12 @@ impl Slots {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place for `uid`. Dropping the future is harmless.
-    pub(super) async fn acquire(&self, uid: u32) -> Result<Slot, Failure> {
+    /// Waits for a place for `account`. Dropping the future is harmless.
+    pub(super) async fn acquire(&self, account: u32) -> Result<Slot, Failure> {
         let (turn, mine) = oneshot::channel();
         {
             let mut state = self.state();
-            state.waiting.push_back(Waiter { uid, turn });
+            state.waiting.push_back(Waiter { account, turn });
             self.hand_out(&mut state);
         }
         mine.await.map_err(|_| super::stopping())
@@ -81,28 +81,28 @@ impl Slots {
         state.waiting.retain(|waiter| !waiter.turn.is_closed());
         while state.taken < state.count {
             // Of several, the first, who has waited longest.
-            let held = |waiter: &Waiter| state.held.get(&waiter.uid).copied().unwrap_or(0);
+            let held = |waiter: &Waiter| state.held.get(&waiter.account).copied().unwrap_or(0);
             let waiting = state.waiting.iter().enumerate().filter(|(_, waiter)| held(waiter) < state.per_user);
             let Some((at, _)) = waiting.min_by_key(|(_, waiter)| held(waiter)) else { return };
-            let Some(Waiter { uid, turn }) = state.waiting.remove(at) else { return };
+            let Some(Waiter { account, turn }) = state.waiting.remove(at) else { return };
             state.taken += 1;
-            *state.held.entry(uid).or_default() += 1;
-            if let Err(mut unwanted) = turn.send(Slot { slots: Some(self.clone()), uid }) {
+            *state.held.entry(account).or_default() += 1;
+            if let Err(mut unwanted) = turn.send(Slot { slots: Some(self.clone()), account }) {
                 // It must not come back by itself, under the lock.
                 unwanted.slots = None;
-                state.take_back(uid);
+                state.take_back(account);
             }
         }
     }
 }
 
 impl State {
-    fn take_back(&mut self, uid: u32) {
+    fn take_back(&mut self, account: u32) {
         self.taken -= 1;
-        if let Some(count) = self.held.get_mut(&uid) {
+        if let Some(count) = self.held.get_mut(&account) {
             *count -= 1;
             if *count == 0 {
-                self.held.remove(&uid);
+                self.held.remove(&account);
             }
         }
     }
@@ -112,7 +112,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(slots) = self.slots.take() {
             let mut state = slots.state();
-            state.take_back(self.uid);
+            state.take_back(self.account);
             slots.hand_out(&mut state);
         }
     }
@@ -129,10 +129,10 @@ mod tests {
     #[test]
     fn who_holds_the_fewest_comes_next() {
         let slots = Slots::new(4);
-        let acquire = |uid| {
+        let acquire = |account| {
             Box::pin({
                 let slots = slots.clone();
-                async move { slots.acquire(uid).await }
+                async move { slots.acquire(account).await }
             })
         };
         let mut greedy: Vec<_> = (0..4).map(|_| acquire(1).now_or_never().expect("alone").unwrap()).collect();
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn places_come_and_go_while_some_are_held() {
         let slots = Slots::new(2);
-        let take = |uid| slots.acquire(uid).now_or_never().transpose().unwrap();
+        let take = |account| slots.acquire(account).now_or_never().transpose().unwrap();
         let held = [take(1).unwrap(), take(1).unwrap()];
         slots.resize(1);
         let mut waiting = Box::pin(slots.acquire(2));

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Failure, Opened, Ticket};
+use crate::{Caller, Failure, Opened, Ticket};
 
 /// How long a client may take to fetch what it pulled.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(60);
@@ -21,6 +21,7 @@ pub(crate) struct Tickets(Mutex<HashMap<Ticket, Held>>);
 #[derive(Debug)]
 struct Held {
     uid: u32,
+    account: u32,
     until: Instant,
     opened: Opened,
 }
@@ -31,11 +32,11 @@ impl Tickets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a ticket with which `uid` can get `opened` once.
+    /// Makes a ticket with which `caller` can get `opened` once.
     ///
     /// # Errors
     /// If the system has no randomness.
-    pub(crate) fn issue(&self, uid: u32, opened: Opened) -> Result<Ticket, Failure> {
+    pub(crate) fn issue(&self, caller: Caller, opened: Opened) -> Result<Ticket, Failure> {
         let mut bytes = [0; 16];
         // Never short: the kernel guarantees up to 256 bytes at once.
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
@@ -43,13 +44,16 @@ impl Tickets {
         let ticket = Ticket(bytes);
         let mut held = self.held();
         Self::sweep(&mut held);
-        let own = held.iter().filter(|(_, held)| held.uid == uid);
+        let own = held.iter().filter(|(_, held)| held.account == caller.account);
         if own.clone().count() >= MAX_PER_USER
             && let Some(oldest) = own.min_by_key(|(_, held)| held.until).map(|(ticket, _)| *ticket)
         {
             held.remove(&oldest);
         }
-        held.insert(ticket, Held { uid, until: Instant::now() + LIFETIME, opened });
+        held.insert(
+            ticket,
+            Held { uid: caller.uid, account: caller.account, until: Instant::now() + LIFETIME, opened },
+        );
         Ok(ticket)
     }
 
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn a_ticket_is_for_one_user_and_one_time() {
         let tickets = Tickets::default();
-        let ticket = tickets.issue(1, opened()).unwrap();
+        let ticket = tickets.issue(Caller::user(1), opened()).unwrap();
         assert!(tickets.redeem(2, &ticket).is_none(), "somebody else's");
         assert!(tickets.redeem(1, &ticket).is_some());
         assert!(tickets.redeem(1, &ticket).is_none(), "used");
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn old_tickets_are_worth_nothing() {
         let tickets = Tickets::default();
-        let ticket = tickets.issue(1, opened()).unwrap();
+        let ticket = tickets.issue(Caller::user(1), opened()).unwrap();
         tickets.held().get_mut(&ticket).unwrap().until = Instant::now();
         assert!(tickets.redeem(1, &ticket).is_none());
         tickets.expire();
@@ -117,9 +121,9 @@ mod tests {
     #[test]
     fn one_user_holds_so_many_and_no_more() {
         let tickets = Tickets::default();
-        let other = tickets.issue(2, opened()).unwrap();
-        let first = tickets.issue(1, opened()).unwrap();
-        let last = (0..MAX_PER_USER).map(|_| tickets.issue(1, opened()).unwrap()).last().unwrap();
+        let other = tickets.issue(Caller::user(2), opened()).unwrap();
+        let first = tickets.issue(Caller::user(1), opened()).unwrap();
+        let last = (0..MAX_PER_USER).map(|_| tickets.issue(Caller::user(1), opened()).unwrap()).last().unwrap();
         assert_eq!(tickets.held().len(), MAX_PER_USER + 1);
         assert!(tickets.redeem(1, &first).is_none() && tickets.redeem(1, &last).is_some());
         assert!(tickets.redeem(2, &other).is_some());
