@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 seconds=${1:-600}
 export RUSTC_BOOTSTRAP=1
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-for folder in common/fuzz common/*/fuzz; do
+for folder in common/fuzz common/*/fuzz daemon/fuzz; do
     for target in $(cd "$folder" && cargo fuzz list); do
         echo "== $folder: $target for $seconds s =="
         (cd "$folder" && cargo fuzz run "$target" -- -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=20)

@@ -29,3 +29,4 @@ pub use reload::Reloader;
 pub use server::{Ended, ServeError, ServerOptions, serve};
 pub use settings::{Arguments, Internal, Mode, Settings, SettingsError};
 pub use sockets::{SocketError, Sockets};
+pub use wire::parse_open_message;

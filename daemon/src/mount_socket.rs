@@ -11,7 +11,7 @@ use prost::Message as _;
 use sctl_engine::{Caller, Engine, Opened};
 use sctl_proto::{
     MAX_OPEN_MESSAGE,
-    v1::{OpenReply, OpenRequest, open_reply::Status},
+    v1::{OpenReply, open_reply::Status},
 };
 use sctl_sys::scm;
 use tokio::{io::Interest, net::UnixStream, time::timeout};
@@ -47,13 +47,8 @@ async fn converse<E: Engine>(socket: UnixStream, caller: Caller, engine: &E, pat
             return Ok(());
         }
         // Nobody is asked to send descriptors, and none was taken.
-        let message = &buffer[..received.len];
-        let request = if received.truncated || message.len() > MAX_OPEN_MESSAGE {
-            None
-        } else {
-            OpenRequest::decode(message).ok().and_then(wire::open_request)
-        };
-        let Some((target, wish)) = request else {
+        let message = Some(&buffer[..received.len]).filter(|_| !received.truncated);
+        let Some((target, wish)) = message.and_then(wire::parse_open_message) else {
             reply(&socket, &of_status(Status::BadRequest), None, patience).await?;
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         };

@@ -4,13 +4,14 @@ mod overview;
 
 use std::os::unix::ffi::OsStrExt as _;
 
+use prost::Message as _;
 use sctl_common::{ErrorKind, Platform, Reference};
 use sctl_engine::{
     Failure, MountWish, NoticeLevel, OpenTarget, Opened, PullEvent, PullJob, Stage, Ticket,
     cache::ImageKey,
     registry::{Credentials, Secret},
 };
-use sctl_proto::{FailureDetail, v1};
+use sctl_proto::{FailureDetail, MAX_OPEN_MESSAGE, v1};
 use tonic::Status;
 
 pub use self::overview::{
@@ -75,8 +76,17 @@ fn credentials(message: v1::Credentials) -> Result<Credentials, Failure> {
     }
 }
 
+/// Reads a message of mount.sock, of any bytes and length; `None` if it is too
+/// long or says nothing.
+pub fn parse_open_message(message: &[u8]) -> Option<(OpenTarget, MountWish)> {
+    if message.len() > MAX_OPEN_MESSAGE {
+        return None;
+    }
+    v1::OpenRequest::decode(message).ok().and_then(open_request)
+}
+
 /// Checks a request of mount.sock; `None` if it says nothing.
-pub fn open_request(request: v1::OpenRequest) -> Option<(OpenTarget, MountWish)> {
+fn open_request(request: v1::OpenRequest) -> Option<(OpenTarget, MountWish)> {
     use v1::open_request::What;
     let wish = match v1::MountWish::try_from(request.mount).ok()? {
         v1::MountWish::Unspecified => MountWish::None,
