@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need and is missing: Debian packages, a SIF tool of
 # others (where Go is present), three unprivileged test users, and two real
-# Debian root file systems. Needs root. Running it again changes nothing.
+# Debian root file systems; with the argument `bench`, also the one that only
+# benchmarks need. Needs root. Running it again changes nothing.
 set -euo pipefail
 
 # Where the Debian root file system and the tools built here are kept.
@@ -70,4 +71,5 @@ make_root() {
 # For images, and to be booted: a host with systemd, which man-db lets look at
 # our manual.
 make_root debian python3-minimal
+[ "${1:-}" != bench ] || make_root numpy python3-numpy
 make_root systemd systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,man-db,procps

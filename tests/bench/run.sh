@@ -5,6 +5,6 @@
 # memory, exec, start, read); none means all.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-bash tests/install.sh
+bash tests/install.sh bench
 cargo build --release --workspace --bins --locked
 cargo bench --locked -p sctl-tests --bench bench -- "$@"

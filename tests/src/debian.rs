@@ -42,11 +42,13 @@ pub fn tar_of(folder: &Path, arguments: &[&str]) -> Vec<u8> {
 /// The Debian root file system as a tar.
 pub fn base_tar() -> &'static [u8] {
     static TAR: OnceLock<Vec<u8>> = OnceLock::new();
-    TAR.get_or_init(|| {
-        let folder = state().join("debian");
-        assert!(folder.join("bin").exists(), "no Debian root file system: run tests/install.sh");
-        tar_of(&folder, &["."])
-    })
+    TAR.get_or_init(|| root_tar("debian"))
+}
+
+fn root_tar(name: &str) -> Vec<u8> {
+    let folder = state().join(name);
+    assert!(folder.join("bin").exists(), "no Debian root file system {name}: run tests/install.sh");
+    tar_of(&folder, &["."])
 }
 
 /// The Rust compiler that builds this project, as a tar below
@@ -74,6 +76,12 @@ pub fn runtime_tar() -> &'static [u8] {
 pub fn base() -> Image {
     Image::new(vec![Layer::from_tar(base_tar().to_vec())])
         .config(json!({"Cmd": ["/bin/bash"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "BASE=debian"]}))
+}
+
+/// Debian with Python and numpy: one layer, for benchmarks.
+pub fn numpy() -> Image {
+    Image::new(vec![Layer::from_tar(root_tar("numpy"))])
+        .config(json!({"Cmd": ["/usr/bin/python3"], "Env": ["PATH=/usr/bin:/bin"]}))
 }
 
 /// Debian, then small files with secrets, then a layer that deletes, replaces
