@@ -19,6 +19,7 @@ packages=(
     debootstrap busybox-static                  # real root file systems
     bubblewrap fuse3 attr jq apache2-utils openssl
     isal pigz zstd hyperfine util-linux uidmap procps
+    curl python3                                # peers of the benchmarks, and a foreign daemon
     systemd-container                           # boots a host with systemd
     build-essential pkg-config
 )

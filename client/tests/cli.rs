@@ -275,7 +275,7 @@ fn a_private_daemon_that_ends_at_once_is_told_with_its_last_words() {
     let text = stderr(&output);
     assert!(text.starts_with("FATAL:   Unable to start the image daemon\n  cause: it ended at once\n"), "{text}");
     assert!(!text.contains("secret"), "{text}");
-    let log = fs::read_to_string(sandbox.path().join("sctl/sctld.log")).unwrap();
+    let log = fs::read_to_string(sandbox.path().join("sctl/sctl.log")).unwrap();
     let socket = sandbox.path().join("sctl/sctl.sock");
     assert!(log.starts_with(&format!("--user --socket {}", socket.display())), "{log}");
     assert!(log.contains(&format!("HOME={}", sandbox.path().display())), "{log}");

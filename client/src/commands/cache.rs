@@ -23,7 +23,7 @@ pub fn call<T>(
     what: &str,
     request: impl AsyncFnOnce(&mut SctlClient<Channel>) -> Result<T, tonic::Status>,
 ) -> Result<T, Failure> {
-    let daemon = Daemon::choose(context.environment)?;
+    let daemon = Daemon::choose(context.flavour, context.environment)?;
     let stream = daemon.stream()?;
     daemon::block_on(async {
         let mut client = connect(stream).await?;

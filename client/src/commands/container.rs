@@ -66,7 +66,7 @@ fn open(context: &Context<'_>, task: &Task, image: &OsString, wish: Wish) -> Res
 fn from_registry(context: &Context<'_>, task: &Task, text: &str, wish: Wish) -> Result<ImageSource, Failure> {
     let uri = order::parse_uri(text)?;
     let name: OsString = uri.default_file_name().into();
-    let daemon = Daemon::choose(context.environment)?;
+    let daemon = Daemon::choose(context.flavour, context.environment)?;
     // An order that leaves nothing in the cache finds nothing there either,
     // and another compressor means another file.
     let settings = &task.settings;
@@ -133,7 +133,7 @@ fn from_file(context: &Context<'_>, path: &Path, wish: Wish) -> Result<ImageSour
 /// then of the same file as what it mounts.
 fn mounted(context: &Context<'_>, file: &File, wish: Wish) -> Option<(File, OwnedFd)> {
     // A socket that cannot be used matters to those only who need it.
-    let daemon = Daemon::choose(context.environment).ok()?;
+    let daemon = Daemon::choose(context.flavour, context.environment).ok()?;
     if daemon.kind() == Kind::User {
         return None;
     }

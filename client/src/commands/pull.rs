@@ -51,7 +51,7 @@ fn file_name(settings: &Settings, out: Option<PathBuf>, default: &str) -> PathBu
 /// # Errors
 /// Those of the daemon and of the file system.
 pub fn fetch(context: &Context<'_>, order: &Order, target: &Target, failed: &str) -> Result<(), Failure> {
-    let daemon = Daemon::choose(context.environment)?;
+    let daemon = Daemon::choose(context.flavour, context.environment)?;
     // Before the runtime exists: starting a daemon forks.
     drop(daemon.stream()?);
     daemon::block_on(until_interrupted(async {

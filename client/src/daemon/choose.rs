@@ -6,12 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sctl_common::Digest;
 use sctl_sys::scm::MAX_SOCKET_PATH;
 
 use crate::{
     cli::Environment,
     failure::{Failure, reason},
+    flavour::Flavour,
+    output::verbose,
 };
+
+/// The longest name of a socket in a directory of the caller's.
+const LONGEST_NAME: &str = "/mount-01234567.sock";
 
 /// Socket of a daemon that serves the whole host.
 pub const SYSTEM_SOCKET: &str = "/run/sctl/sctl.sock";
@@ -36,6 +42,9 @@ pub struct Choice {
     pub socket: PathBuf,
     /// Its socket that hands out images.
     pub mount_socket: PathBuf,
+    /// Where a daemon of the caller's own keeps its cache, if not at the usual
+    /// place.
+    pub cache_dir: Option<PathBuf>,
 }
 
 /// Who asks.
@@ -58,17 +67,37 @@ impl Identity {
 ///
 /// # Errors
 /// Socket paths that do not fit into an address.
-pub fn choose(environment: &Environment, who: Identity, system_socket: &Path) -> Result<Choice, Failure> {
+pub fn choose(
+    environment: &Environment,
+    flavour: Flavour,
+    who: Identity,
+    system_socket: &Path,
+) -> Result<Choice, Failure> {
     // With borrowed privileges the environment is somebody else's.
-    let variable = |name| if who.uid == who.euid { environment.get(name).map(PathBuf::from) } else { None };
+    let variable = |name: &str| if who.uid == who.euid { environment.get(name).map(PathBuf::from) } else { None };
+    let cache_parent = flavour.prefixes().iter().find_map(|prefix| variable(&format!("{prefix}CACHEDIR")));
     let (kind, socket) = match variable("SCTL_SOCKET") {
         Some(socket) => (Kind::Explicit, absolute(socket)?),
         None if is_installed(system_socket) => (Kind::System, system_socket.to_owned()),
         None => (Kind::User, user_directory(environment, who.euid).join("sctl.sock")),
     };
+    let cache_dir = match (cache_parent, kind) {
+        (Some(parent), Kind::User) => Some(absolute(parent)?.join("cache/sctl")),
+        (Some(parent), Kind::System | Kind::Explicit) => {
+            verbose!("The cache is the daemon's own: {} is not used", parent.display());
+            None
+        }
+        (None, _) => None,
+    };
+    // Each cache has a daemon of its own.
+    let named = |name: &str| match &cache_dir {
+        Some(path) => format!("{name}-{}.sock", short_digest(path)),
+        None => format!("{name}.sock"),
+    };
+    let socket = if cache_dir.is_some() { socket.with_file_name(named("sctl")) } else { socket };
     let mount_socket = match variable("SCTL_MOUNT_SOCKET") {
         Some(path) if kind == Kind::Explicit => absolute(path)?,
-        _ => socket.with_file_name("mount.sock"),
+        _ => socket.with_file_name(named("mount")),
     };
     for path in [&socket, &mount_socket] {
         let len = path.as_os_str().as_bytes().len();
@@ -77,12 +106,17 @@ pub fn choose(environment: &Environment, who: Identity, system_socket: &Path) ->
                 .cause(format!("its path has {len} bytes, more than {MAX_SOCKET_PATH}")));
         }
     }
-    Ok(Choice { kind, socket, mount_socket })
+    Ok(Choice { kind, socket, mount_socket, cache_dir })
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path)
         .map_err(|error| Failure::new(format!("Unable to use the socket {}", path.display())).cause(reason(&error)))
+}
+
+/// Enough of a path's digest to tell a user's few caches apart.
+fn short_digest(path: &Path) -> String {
+    Digest::of(path.as_os_str().as_bytes()).as_bytes().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Only a clear "not there" means that no daemon is installed: one that may
@@ -101,7 +135,7 @@ fn user_directory(environment: &Environment, uid: u32) -> PathBuf {
     // After `su` the variable often names the directory of somebody else.
     let own = std::fs::metadata(&runtime).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid);
     let directory = runtime.join("sctl");
-    let fits = directory.as_os_str().as_bytes().len() + "/mount.sock".len() <= MAX_SOCKET_PATH;
+    let fits = directory.as_os_str().as_bytes().len() + LONGEST_NAME.len() <= MAX_SOCKET_PATH;
     if runtime.is_absolute() && own && fits { directory } else { fallback }
 }
 
@@ -116,7 +150,7 @@ fn without_runtime_directory(environment: &Environment, uid: u32, tmp: &Path) ->
     };
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let own = home.join(format!(".sctl-{host}"));
-    if own.as_os_str().as_bytes().len() + "/mount.sock".len() <= MAX_SOCKET_PATH { own } else { usual }
+    if own.as_os_str().as_bytes().len() + LONGEST_NAME.len() <= MAX_SOCKET_PATH { own } else { usual }
 }
 
 #[cfg(test)]
@@ -152,12 +186,12 @@ mod tests {
         let installed = dir.path().join("sctl.sock");
         std::fs::write(&installed, "").unwrap();
         let environment = Environment::of(&[("SCTL_SOCKET", "/x/a.sock")]);
-        let choice = choose(&environment, own(), &installed).unwrap();
+        let choice = choose(&environment, Flavour::Sctl, own(), &installed).unwrap();
         assert_eq!((choice.kind, choice.socket.as_path()), (Kind::Explicit, Path::new("/x/a.sock")));
         assert_eq!(choice.mount_socket, Path::new("/x/mount.sock"));
         let borrowed = Identity { uid: own().uid + 1, euid: own().euid };
-        assert_eq!(choose(&environment, borrowed, &installed).unwrap().kind, Kind::System);
-        assert_eq!(choose(&environment, borrowed, Path::new(NOWHERE)).unwrap().kind, Kind::User);
+        assert_eq!(choose(&environment, Flavour::Sctl, borrowed, &installed).unwrap().kind, Kind::System);
+        assert_eq!(choose(&environment, Flavour::Sctl, borrowed, Path::new(NOWHERE)).unwrap().kind, Kind::User);
     }
 
     #[test]
@@ -165,12 +199,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_str().unwrap();
         let environment = Environment::of(&[("XDG_RUNTIME_DIR", path)]);
-        let choice = choose(&environment, own(), Path::new(NOWHERE)).unwrap();
+        let choice = choose(&environment, Flavour::Sctl, own(), Path::new(NOWHERE)).unwrap();
         assert_eq!(choice.socket, dir.path().join("sctl/sctl.sock"));
         let other = Identity { uid: own().uid + 1, euid: own().uid + 1 };
         let fallback = format!("/tmp/sctl-{}/sctl.sock", own().uid + 1);
-        assert_eq!(choose(&environment, other, Path::new(NOWHERE)).unwrap().socket, Path::new(&fallback));
-        let none = choose(&Environment::default(), other, Path::new(NOWHERE)).unwrap();
+        assert_eq!(
+            choose(&environment, Flavour::Sctl, other, Path::new(NOWHERE)).unwrap().socket,
+            Path::new(&fallback)
+        );
+        let none = choose(&Environment::default(), Flavour::Sctl, other, Path::new(NOWHERE)).unwrap();
         assert_eq!(none.socket, Path::new(&fallback));
     }
 
@@ -178,7 +215,30 @@ mod tests {
     fn paths_that_no_address_can_hold_are_refused_by_name() {
         let long = format!("/{}", "x".repeat(107));
         let environment = Environment::of(&[("SCTL_SOCKET", &long)]);
-        let failure = choose(&environment, own(), Path::new(NOWHERE)).unwrap_err();
+        let failure = choose(&environment, Flavour::Sctl, own(), Path::new(NOWHERE)).unwrap_err();
         assert!(failure.message.contains("xxx") && failure.causes[0].contains("108 bytes"), "{failure}");
+    }
+
+    #[test]
+    fn another_cache_has_a_daemon_of_its_own() {
+        let of = |pairs: &[(&str, &str)], flavour| {
+            choose(&Environment::of(pairs), flavour, own(), Path::new(NOWHERE)).unwrap()
+        };
+        let usual = of(&[], Flavour::Singularity);
+        assert_eq!(usual.cache_dir, None);
+        let both = [("SINGULARITY_CACHEDIR", "/scratch/s"), ("APPTAINER_CACHEDIR", "/scratch/a")];
+        let (s, a) = (of(&both, Flavour::Singularity), of(&both, Flavour::Apptainer));
+        assert_eq!(s.cache_dir.as_deref(), Some(Path::new("/scratch/s/cache/sctl")));
+        assert_eq!(a.cache_dir.as_deref(), Some(Path::new("/scratch/a/cache/sctl")));
+        let sockets = [&usual, &s, &a].map(|choice| [choice.socket.clone(), choice.mount_socket.clone()]);
+        let different: std::collections::BTreeSet<_> = sockets.as_flattened().iter().collect();
+        assert_eq!(different.len(), 6, "{sockets:?}");
+        assert!(sockets.as_flattened().iter().all(|path| path.parent() == usual.socket.parent()));
+        // The daemon of the host has its own, and so has one that is named.
+        let explicit = of(&[("SINGULARITY_CACHEDIR", "/scratch/s"), ("SCTL_SOCKET", "/x/a.sock")], Flavour::Sctl);
+        assert_eq!((explicit.cache_dir, explicit.socket.as_path()), (None, Path::new("/x/a.sock")));
+        let borrowed = Identity { uid: own().uid + 1, euid: own().euid };
+        let choice = choose(&Environment::of(&both), Flavour::Sctl, borrowed, Path::new(NOWHERE)).unwrap();
+        assert_eq!(choice.cache_dir, None);
     }
 }

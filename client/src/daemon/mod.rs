@@ -30,6 +30,7 @@ use self::choose::{Identity, SYSTEM_SOCKET};
 use crate::{
     cli::Environment,
     failure::{Failure, reason},
+    flavour::Flavour,
 };
 
 /// The daemon that answers this caller.
@@ -44,8 +45,8 @@ impl<'a> Daemon<'a> {
     ///
     /// # Errors
     /// Socket paths that cannot be used.
-    pub fn choose(environment: &'a Environment) -> Result<Self, Failure> {
-        let choice = choose::choose(environment, Identity::of_process(), Path::new(SYSTEM_SOCKET))?;
+    pub fn choose(flavour: Flavour, environment: &'a Environment) -> Result<Self, Failure> {
+        let choice = choose::choose(environment, flavour, Identity::of_process(), Path::new(SYSTEM_SOCKET))?;
         Ok(Self { choice, environment })
     }
 
@@ -161,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("a.sock");
         let environment = Environment::of(&[("SCTL_SOCKET", socket.to_str().unwrap())]);
-        let daemon = Daemon::choose(&environment).unwrap();
+        let daemon = Daemon::choose(Flavour::Sctl, &environment).unwrap();
         let failure = daemon.stream().unwrap_err();
         assert!(failure.message.starts_with("Unable to reach the image daemon at "), "{failure}");
         assert_eq!(failure.causes, ["No such file or directory"]);

@@ -48,14 +48,14 @@ pub fn ensure(choice: &Choice, environment: &Environment, answers: &dyn Fn() -> 
     prepare(directory)?;
     let give_up = Instant::now() + READY;
     // One starter at a time: the others find its daemon when they get the lock.
-    let _lock = lock(&directory.join("start.lock"), give_up)?;
+    let _lock = lock(&choice.socket.with_extension("start"), give_up)?;
     if answers() {
         return Ok(());
     }
     let program = find_program()?;
     let home = home(environment)?;
     verbose!("Starting {} for this user", program.display());
-    let log_path = directory.join("sctld.log");
+    let log_path = choice.socket.with_extension("log");
     let unable = || Failure::new("Unable to start the image daemon");
     let log = OpenOptions::new()
         .read(true)
@@ -224,7 +224,7 @@ impl Command {
         // the kernel, which ends them there.
         let text = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
         let program = text(program.as_os_str().as_bytes());
-        let argv = vec![
+        let mut argv = vec![
             text(b"sctld"),
             text(b"--user"),
             text(b"--socket"),
@@ -232,6 +232,9 @@ impl Command {
             text(b"--mount-socket"),
             text(choice.mount_socket.as_os_str().as_bytes()),
         ];
+        if let Some(cache_dir) = &choice.cache_dir {
+            argv.extend([text(b"--cache-dir"), text(cache_dir.as_os_str().as_bytes())]);
+        }
         let pair = |name: &str, value: &[u8]| text(&[name.as_bytes(), b"=", value].concat());
         let mut env = vec![pair("HOME", home.as_bytes())];
         for name in PASSED_ON.iter().flat_map(|name| [(*name).to_owned(), name.to_uppercase()]) {
@@ -313,7 +316,12 @@ mod tests {
             ("SINGULARITY_DOCKER_PASSWORD", "secret"),
             ("RUST_LOG", "trace"),
         ]);
-        let choice = Choice { kind: Kind::User, socket: "/s/sctl.sock".into(), mount_socket: "/s/mount.sock".into() };
+        let choice = Choice {
+            kind: Kind::User,
+            socket: "/s/sctl.sock".into(),
+            mount_socket: "/s/mount.sock".into(),
+            cache_dir: None,
+        };
         let home = home(&environment).unwrap();
         let command = Command::new(Path::new("/x/sctld"), &choice, &environment, &home);
         let mut env: Vec<&str> = command.env.iter().map(|text| text.to_str().unwrap()).collect();

@@ -208,6 +208,11 @@ fn plan(options: &LaunchOptions, host: &Host<'_>) -> Result<Vec<Item>, Failure> 
     system(&mut items, options);
     let hosts = Path::new("/etc/hosts");
     for bind in &options.site_binds {
+        // What the host is called and what time it is there; the site's data
+        // would be the contrary of an empty container.
+        if options.contain && bind.destination != hosts && bind.destination != Path::new("/etc/localtime") {
+            continue;
+        }
         if bind.destination == hosts && items.iter().any(|item| item.destination == hosts) {
             continue;
         }

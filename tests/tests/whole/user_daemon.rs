@@ -105,3 +105,28 @@ fn privileged_a_named_daemon_that_does_not_answer_is_an_error() {
     assert!(text.starts_with("FATAL:   ") && text.contains("  hint: "), "{text}");
     assert_eq!(home.daemons(), Vec::<u32>::new(), "no daemon is started behind the user's back");
 }
+
+#[test]
+fn privileged_another_cache_directory_is_another_cache_with_its_own_daemon() {
+    let Some(home) = home("privileged_another_cache_directory_is_another_cache_with_its_own_daemon") else { return };
+    let registry = Registry::start();
+    registry.seed(&debian::busybox(), "busybox:1");
+    let uri = format!("docker://{}", registry.reference("busybox:1"));
+    let parent = home.home().join("scratch");
+    let exec = |variable: Option<&str>| {
+        let mut sctl = home.sctl();
+        if let Some(variable) = variable {
+            sctl.env(variable, &parent);
+        }
+        let output = sctl.args(["exec", "--no-https", &uri, "echo", "ok"]).output().expect("run sctl");
+        assert_eq!(stdout(&output), "ok\n", "{}", stderr(&output));
+    };
+    exec(Some("SINGULARITY_CACHEDIR"));
+    let images = |cache: &str| std::fs::read_dir(home.home().join(cache).join("sif")).map_or(0, Iterator::count);
+    assert_eq!([images("scratch/cache/sctl"), images(".cache/sctl")], [1, 0]);
+    exec(Some("APPTAINER_CACHEDIR"));
+    assert_eq!(home.daemons().len(), 1, "the same cache has the same daemon");
+    exec(None);
+    assert_eq!([images("scratch/cache/sctl"), images(".cache/sctl")], [1, 1]);
+    assert_eq!(home.daemons().len(), 2);
+}
