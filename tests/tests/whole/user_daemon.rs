@@ -122,7 +122,10 @@ fn privileged_another_cache_directory_is_another_cache_with_its_own_daemon() {
         assert_eq!(stdout(&output), "ok\n", "{}", stderr(&output));
     };
     exec(Some("SINGULARITY_CACHEDIR"));
-    let images = |cache: &str| std::fs::read_dir(home.home().join(cache).join("sif")).map_or(0, Iterator::count);
+    let images = |cache: &str| {
+        let files = std::fs::read_dir(home.home().join(cache).join("sif")).into_iter().flatten().flatten();
+        files.filter(|file| file.path().extension().is_some_and(|extension| extension == "sif")).count()
+    };
     assert_eq!([images("scratch/cache/sctl"), images(".cache/sctl")], [1, 0]);
     exec(Some("APPTAINER_CACHEDIR"));
     assert_eq!(home.daemons().len(), 1, "the same cache has the same daemon");
