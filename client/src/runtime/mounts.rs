@@ -4,6 +4,7 @@
 //! The project's references runtime.md §4 and §5.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fmt, io,
     os::{
@@ -244,8 +245,7 @@ fn plan(options: &LaunchOptions, host: &Host<'_>) -> Result<Vec<Item>, Failure> 
         });
     }
     files(&mut items, options);
-    let mut binds: Vec<&Bind> = options.binds.iter().collect();
-    // Stable, so that the last of two with one destination is on top.
+    let mut binds = distinct(&options.binds);
     binds.sort_by_key(|bind| bind.destination.components().count());
     for bind in binds {
         let found = std::fs::metadata(&bind.source).map_err(|error| {
@@ -254,6 +254,23 @@ fn plan(options: &LaunchOptions, host: &Host<'_>) -> Result<Vec<Item>, Failure> 
         items.push(bound(bind, kind_of(&found), Need::Required));
     }
     Ok(items)
+}
+
+/// The binds without those whose destination another one has already.
+fn distinct(binds: &[Bind]) -> Vec<&Bind> {
+    let mut seen = BTreeSet::new();
+    let is_first = |bind: &&Bind| {
+        let is_first = seen.insert(bind.destination.clone());
+        if !is_first {
+            let (source, destination) = (bind.source.display(), bind.destination.display());
+            warning!(
+                "While bind mounting '{source}:{destination}': destination {destination} is already in the mount \
+                 point list"
+            );
+        }
+        is_first
+    };
+    binds.iter().filter(is_first).collect()
 }
 
 fn kind_of(found: &std::fs::Metadata) -> Kind {

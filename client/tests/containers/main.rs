@@ -202,6 +202,11 @@ fn privileged_binds_make_their_places() {
         assert!(stderr(&refused).contains("/data is a directory in the container, not a file"), "{}", stderr(&refused));
         let refused = bind("/no/such/source:/data", "true");
         assert_eq!(stderr(&refused), "FATAL:   mount source /no/such/source doesn't exist\n");
+        // The first one counts, and the other one is told of.
+        let twice = bind(&format!("{file}:/etc/twice,/etc/hostname:/etc/twice"), "cat /etc/twice");
+        assert_eq!(stdout(&twice), "from the host\n");
+        let warning = "WARNING: While bind mounting '/etc/hostname:/etc/twice': destination /etc/twice is already";
+        assert!(stderr(&twice).starts_with(warning), "{}", stderr(&twice));
         let read_only = bind(&format!("{host}:/data:ro"), "touch /data/x");
         assert!(stderr(&read_only).contains("Read-only"));
     }
