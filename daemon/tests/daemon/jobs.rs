@@ -146,6 +146,9 @@ fn privileged_jobs_run_without_any_power() {
     let config = "job_user = \"nobody\"\nshutdown_seconds = 0\n";
     let (daemon, registry) = (Daemon::start_with(config, &[]), Silent::new());
     failing(&daemon, &registry, |pid| {
+        // Its first act, before it is told anything; it may just have started.
+        let owner = || std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/mem")).unwrap());
+        wait_until("others of its uid cannot look into it", || owner() == 0);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}"));
@@ -165,8 +168,6 @@ fn privileged_jobs_run_without_any_power() {
             open.push(target.display().to_string());
         }
         assert!(!open.iter().any(|target| target.contains("cache")), "{open:?}");
-        let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/mem")).unwrap());
-        assert_eq!(owner, 0, "others of its uid cannot look into it");
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         assert_eq!(environment, b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0", "nothing of the daemon's");
         kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
