@@ -259,10 +259,14 @@ fn a_private_daemon_that_ends_at_once_is_told_with_its_last_words() {
     // Beside a copy of the program lies another sctld.
     let bin = sandbox.path().join("bin");
     fs::create_dir(&bin).unwrap();
-    fs::copy(env!("CARGO_BIN_EXE_sctl"), bin.join("sctl")).unwrap();
-    fs::write(bin.join("sctld"), "#!/bin/sh\necho $* >&2\n/bin/ls -l /proc/self/fd >&2\n/usr/bin/env >&2\nexit 3\n")
-        .unwrap();
-    fs::set_permissions(bin.join("sctld"), fs::Permissions::from_mode(0o755)).unwrap();
+    let script = "#!/bin/sh\necho $* >&2\n/bin/ls -l /proc/self/fd >&2\n/usr/bin/env >&2\nexit 3\n";
+    fs::write(bin.join("script"), script).unwrap();
+    fs::set_permissions(bin.join("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    // Not copied by this process: a child of another test could still hold what
+    // was written, and then it cannot be executed.
+    for (from, to) in [(env!("CARGO_BIN_EXE_sctl").into(), "sctl"), (bin.join("script"), "sctld")] {
+        assert!(std::process::Command::new("cp").arg(&from).arg(bin.join(to)).status().unwrap().success());
+    }
     let output = sandbox
         .command(bin.join("sctl").to_str().unwrap())
         .env_remove("SCTL_SOCKET")

@@ -30,7 +30,10 @@ pub fn programs() -> &'static Path {
         fs::create_dir_all(&folder).expect("make the programs' folder");
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("open the programs' folder");
         for name in ["sctl", "sctld"] {
-            fs::copy(built.join(name), folder.join(name)).expect("copy a program");
+            // Not by this process: a child of another test could still hold the
+            // copy open for writing, and then it cannot be executed.
+            let copied = std::process::Command::new("cp").arg(built.join(name)).arg(&folder).status();
+            assert!(copied.is_ok_and(|status| status.success()), "cannot copy {name}");
         }
         for name in ["singularity", "apptainer", "run-singularity"] {
             // A name left by an earlier process of the same pid is as good.

@@ -49,7 +49,10 @@ impl Bench {
     pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("sctl-container-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_sctl"), folder.path().join("sctl")).unwrap();
+        // Not by this process: a child of another test could still hold the copy
+        // open for writing, and then it cannot be executed.
+        let copied = Command::new("cp").args([env!("CARGO_BIN_EXE_sctl").as_ref(), folder.path()]).status();
+        assert!(copied.unwrap().success());
         let bench = Self { folder };
         bench.make_tree();
         bench

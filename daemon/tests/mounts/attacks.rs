@@ -9,7 +9,7 @@ use std::{
 
 use sctl_engine::{MountWish, mount::NoMount};
 
-use super::support::{World, abuse, can_mount, example, options, user};
+use super::support::{World, abuse, can_mount, example, install, options, user};
 
 const EPERM: &str = "errno 1";
 const EACCES: &str = "errno 13";
@@ -76,7 +76,7 @@ fn privileged_a_helper_that_gives_something_else_is_ended_and_nobody_gets_it() {
         let world = World::new(options());
         let image = world.image("false", nothing);
         let program = world.dir().join(wrong);
-        fs::copy(example("false_helper"), &program).unwrap();
+        install(&example("false_helper"), &program);
         let mut world = world;
         world.start(sctl_engine::mount::MountOptions { program: program.into(), ..options() }, 4).unwrap();
         let helper = world.mounts().helper_pid().unwrap();
@@ -97,7 +97,7 @@ fn privileged_a_locked_mount_of_another_image_is_not_handed_out() {
     let mut world = World::new(options());
     let (first, second) = (world.image("first", nothing), world.image("second", nothing));
     let program = world.dir().join("first");
-    fs::copy(example("false_helper"), &program).unwrap();
+    install(&example("false_helper"), &program);
     world.start(sctl_engine::mount::MountOptions { program: program.into(), ..options() }, 4).unwrap();
     let caller = user("sctl-test-a");
     let right = world.mounts().attach(caller, &first.open(), MountWish::Shared).unwrap();

@@ -214,11 +214,15 @@ pub fn example(name: &str) -> PathBuf {
         path.pop();
         let path = path.with_file_name("examples").join(name);
         assert!(path.exists(), "{name} is not built: cargo build -p sctld --examples");
-        // A link where it can be: a copy that a child of another test still
-        // has open for writing cannot be executed.
-        fs::hard_link(&path, &copy).or_else(|_| fs::copy(&path, &copy).map(drop)).unwrap();
+        install(&path, &copy);
     }
     copy
+}
+
+/// Copies a program. Not by this process: a child of another test could still
+/// hold the copy open for writing, and then it cannot be executed.
+pub fn install(from: &Path, to: &Path) {
+    assert!(std::process::Command::new("cp").args([from, to]).status().unwrap().success());
 }
 
 /// Lets `caller` try everything on a mount, and answers what came of each try.
@@ -250,10 +254,11 @@ pub fn abuse(mount: &OwnedFd, caller: Caller) -> BTreeMap<String, String> {
 
 /// A script that starts the real helper with a failpoint.
 pub fn helper_that_dies_at(dir: &Path, place: &str) -> OsString {
-    let path = dir.join(format!("helper-{place}"));
+    let (text, path) = (dir.join(format!("text-{place}")), dir.join(format!("helper-{place}")));
     let sctld = env!("CARGO_BIN_EXE_sctld");
-    fs::write(&path, format!("#!/bin/sh\nSCTL_FAILPOINT={place} exec {sctld} \"$@\"\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&text, format!("#!/bin/sh\nSCTL_FAILPOINT={place} exec {sctld} \"$@\"\n")).unwrap();
+    fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&text, &path);
     path.into()
 }
 
