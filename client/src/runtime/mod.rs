@@ -231,6 +231,7 @@ fn assemble(origin: Origin, options: &LaunchOptions, host: &Host<'_>) -> Result<
     let quiet = MountAttributes::NO_SUID | MountAttributes::NO_DEV;
     let session = [(c"source", Some(c"sctl")), (c"size", Some(SESSION_SIZE)), (c"mode", Some(c"0755"))];
     let session = mount::new_filesystem(c"tmpfs", &session, quiet).map_err(fail("Unable to mount a tmpfs"))?;
+    let mut host_roots = mounts::clone_host_roots(options).map_err(fail("Unable to mount the host's root"))?;
     mount::attach_over_root(&session).map_err(fail("Unable to mount a tmpfs"))?;
     let Attached { image, session, served } = origin.attach(session)?;
     let (root, writable) = match options.writable_tmpfs.then(|| overlay::over(&image, &session)) {
@@ -247,7 +248,7 @@ fn assemble(origin: Origin, options: &LaunchOptions, host: &Host<'_>) -> Result<
             root.learn_entries(Path::new(directory));
         }
     }
-    mounts::mount_all(&mut root, options, host)?;
+    mounts::mount_all(&mut root, options, host, &mut host_roots)?;
     let root = root.finish().map_err(fail("Unable to make the root read-only"))?;
     Ok(Assembled { root, served })
 }

@@ -14,7 +14,7 @@ use std::{
             fs::{MetadataExt as _, PermissionsExt as _},
         },
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use rustix::fs::CWD;
@@ -154,6 +154,10 @@ pub fn check_sources(binds: &[Bind]) -> Result<(), Failure> {
                 _ => Failure::new(format!("mount source {source} cannot be used")).source(&error),
             });
         }
+        if bind.destination.components().all(|component| component == Component::RootDir) {
+            let text = format!("mount destination {} is the container's root", bind.destination.display());
+            return Err(Failure::new(text).hint("name a directory below it"));
+        }
         if bind.source.starts_with("/dev") && bind.source != Path::new("/dev") && bind.destination != bind.source {
             return Err(Failure::new(format!("mount source {} is a device", bind.source.display()))
                 .hint("devices can only be bound to the same path in the container"));
@@ -162,17 +166,36 @@ pub fn check_sources(binds: &[Bind]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mounts everything in `root`.
+/// The host's root, for each bind whose source it is. To be called before
+/// anything is mounted over it, which would be part of it from then on.
+///
+/// # Errors
+/// As `open_tree(2)`.
+pub fn clone_host_roots(options: &LaunchOptions) -> io::Result<Vec<OwnedFd>> {
+    let binds = options.binds.iter().chain(&options.site_binds);
+    binds.filter(|bind| is_root(&bind.source)).map(|_| mount::clone_tree(CWD, "/", true)).collect()
+}
+
+fn is_root(path: &Path) -> bool {
+    std::fs::canonicalize(path).is_ok_and(|path| path == Path::new("/"))
+}
+
+/// Mounts everything in `root`. `host_roots` are those of [`clone_host_roots`].
 ///
 /// # Errors
 /// A [`Failure`] for the first mount that is required and impossible.
-pub fn mount_all(root: &mut NewRoot, options: &LaunchOptions, host: &Host<'_>) -> Result<(), Failure> {
+pub fn mount_all(
+    root: &mut NewRoot,
+    options: &LaunchOptions,
+    host: &Host<'_>,
+    host_roots: &mut Vec<OwnedFd>,
+) -> Result<(), Failure> {
     let mut items = plan(options, host)?;
     make_places(root, &mut items)?;
     for item in items {
         let (need, destination) = (item.need, item.destination.clone());
         let origin = item.source.to_string();
-        match mount_one(root, item, host.caller, options) {
+        match mount_one(root, item, host.caller, options, host_roots) {
             Ok(()) => {}
             Err(failure) if need == Need::Required => return Err(failure),
             Err(failure) => skip(need, &origin, &destination, &failure),
@@ -466,14 +489,20 @@ const fn name_of(database: Database) -> &'static str {
     }
 }
 
-fn mount_one(root: &mut NewRoot, item: Item, caller: &Identity, options: &LaunchOptions) -> Result<(), Failure> {
+fn mount_one(
+    root: &mut NewRoot,
+    item: Item,
+    caller: &Identity,
+    options: &LaunchOptions,
+    host_roots: &mut Vec<OwnedFd>,
+) -> Result<(), Failure> {
     let Item { source, destination, kind, links, .. } = item;
     let origin = source.to_string();
     let fail = |error: &dyn std::error::Error| {
         Failure::new(format!("Unable to mount {origin} on {} in container", destination.display())).source(error)
     };
     let own = matches!(source, Source::Empty { .. } | Source::Devices(_));
-    let tree = make_tree(root, source, &home(options, caller), caller).map_err(|error| fail(&error))?;
+    let tree = make_tree(root, source, &home(options, caller), caller, host_roots).map_err(|error| fail(&error))?;
     let Some(tree) = tree else { return Ok(()) };
     root.place(&tree, &destination, kind, links).map_err(|error| match error {
         PlaceError::Missing(_) | PlaceError::WrongKind { .. } => fail(&error)
@@ -487,11 +516,20 @@ fn mount_one(root: &mut NewRoot, item: Item, caller: &Identity, options: &Launch
 }
 
 /// What is to be mounted, as a detached tree; nothing if there is no need.
-fn make_tree(root: &mut NewRoot, source: Source, home: &Path, caller: &Identity) -> io::Result<Option<OwnedFd>> {
+fn make_tree(
+    root: &mut NewRoot,
+    source: Source,
+    home: &Path,
+    caller: &Identity,
+    host_roots: &mut Vec<OwnedFd>,
+) -> io::Result<Option<OwnedFd>> {
     let quiet = MountAttributes::NO_SUID | MountAttributes::NO_DEV;
     Ok(Some(match source {
         Source::Host { path, read_only, unrestricted } => {
-            let tree = mount::clone_tree(CWD, &path, true)?;
+            let tree = match host_roots.pop_if(|_| is_root(&path)) {
+                Some(tree) => tree,
+                None => mount::clone_tree(CWD, &path, true)?,
+            };
             let read_only = if read_only { MountAttributes::READ_ONLY } else { MountAttributes::NONE };
             let attributes = if unrestricted { read_only } else { quiet | read_only };
             if attributes != MountAttributes::NONE {

@@ -202,6 +202,15 @@ fn privileged_binds_make_their_places() {
         assert!(stderr(&refused).contains("/data is a directory in the container, not a file"), "{}", stderr(&refused));
         let refused = bind("/no/such/source:/data", "true");
         assert_eq!(stderr(&refused), "FATAL:   mount source /no/such/source doesn't exist\n");
+        // All of the host, and not what the launcher has mounted over it.
+        assert_eq!(
+            show(&format!("/:/all,{host}:/data"), "/all/etc/hostname"),
+            fs::read_to_string("/etc/hostname").unwrap()
+        );
+        assert_eq!(stdout(&bind("/:/all,/..:/again", "test -e /again/proc/self && echo ok")), "ok\n");
+        let covered = bind(&format!("{host}:/"), "true");
+        assert_eq!(covered.status.code(), Some(255));
+        assert!(stderr(&covered).contains("mount destination / is the container's root"), "{}", stderr(&covered));
         // The first one counts, and the other one is told of.
         let twice = bind(&format!("{file}:/etc/twice,/etc/hostname:/etc/twice"), "cat /etc/twice");
         assert_eq!(stdout(&twice), "from the host\n");
