@@ -48,6 +48,18 @@ impl Flavour {
         }
     }
 
+    /// The version that `--version` tells. Scripts and workflow engines decide
+    /// by it what they may ask for (below 2.4.1 or 3.4 they do without, or
+    /// refuse), so under other systems' names it is that of the release whose
+    /// commands and behaviour are offered here, and our own behind it.
+    pub const fn version(self) -> &'static str {
+        match self {
+            Self::Sctl => env!("CARGO_PKG_VERSION"),
+            Self::Singularity => concat!("3.11.5+sctl", env!("CARGO_PKG_VERSION")),
+            Self::Apptainer => concat!("1.3.6+sctl", env!("CARGO_PKG_VERSION")),
+        }
+    }
+
     /// Name of the product in prompts.
     pub const fn title(self) -> &'static str {
         match self {

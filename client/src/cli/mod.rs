@@ -143,7 +143,7 @@ pub fn parse(invocation: Invocation, args: &[OsString], environment: &Environmen
         return help_for(flavour, &operands);
     }
     if verb.action == Action::Version {
-        return Ok(Request::Print(format!("{}\n", env!("CARGO_PKG_VERSION"))));
+        return Ok(Request::Print(format!("{}\n", flavour.version())));
     }
     let mut settings = parsed.settings;
     settings.inherit(root.settings);
@@ -209,7 +209,7 @@ fn help_for(flavour: Flavour, words: &[OsString]) -> Result<Request, ParseError>
 }
 
 fn version_line(flavour: Flavour) -> String {
-    format!("{} version {}\n", flavour.program(), env!("CARGO_PKG_VERSION"))
+    format!("{} version {}\n", flavour.program(), flavour.version())
 }
 
 /// What clap found in the options of one level.

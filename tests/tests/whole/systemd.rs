@@ -131,8 +131,9 @@ fn installed(host: &Host) {
         machine.sh("id -nG sctl-mount; id -nG sctl; getent group sctl-admin | cut -d: -f1"),
         "sctl-mount\nsctl\nsctl-admin\n"
     );
-    for name in ["singularity", "apptainer"] {
-        assert_eq!(machine.sh(&format!("{name} --version")), format!("{name} version {}\n", env!("CARGO_PKG_VERSION")));
+    for (name, like) in [("singularity", "3.11.5"), ("apptainer", "1.3.6")] {
+        let version = format!("{name} version {like}+sctl{}\n", env!("CARGO_PKG_VERSION"));
+        assert_eq!(machine.sh(&format!("{name} --version")), version);
     }
     for page in ["1 sctl", "1 singularity", "5 sctl.toml", "5 sctld.toml", "8 sctld"] {
         let warnings = machine.sh(&format!("MANWIDTH=100 man --warnings {page} 2>&1 >/dev/null"));
