@@ -105,10 +105,10 @@ fn versions_go_to_stdout() {
     let sandbox = Sandbox::new();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(stdout(&sandbox.run(&["version"])), format!("{version}\n"));
-    for name in ["singularity", "apptainer"] {
+    for (name, like) in [("singularity", "3.11.5"), ("apptainer", "1.3.6")] {
         let program = sandbox.named(name);
         let output = sandbox.command(program.to_str().unwrap()).arg("--version").output().unwrap();
-        assert_eq!(stdout(&output), format!("{name} version {version}\n"));
+        assert_eq!(stdout(&output), format!("{name} version {like}+sctl{version}\n"));
         assert_eq!(output.status.code(), Some(0));
     }
 }
@@ -279,8 +279,11 @@ fn a_private_daemon_that_ends_at_once_is_told_with_its_last_words() {
     let text = stderr(&output);
     assert!(text.starts_with("FATAL:   Unable to start the image daemon\n  cause: it ended at once\n"), "{text}");
     assert!(!text.contains("secret"), "{text}");
-    let log = fs::read_to_string(sandbox.path().join("sctl/sctl.log")).unwrap();
-    let socket = sandbox.path().join("sctl/sctl.sock");
+    // Its home is not that of the account, so neither is its daemon.
+    let files = fs::read_dir(sandbox.path().join("sctl")).unwrap().flatten().map(|file| file.path());
+    let log = files.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "log")).unwrap();
+    let socket = log.with_extension("sock");
+    let log = fs::read_to_string(log).unwrap();
     assert!(log.starts_with(&format!("--user --socket {}", socket.display())), "{log}");
     assert!(log.contains(&format!("HOME={}", sandbox.path().display())), "{log}");
     let mode = fs::metadata(sandbox.path().join("sctl")).unwrap().permissions().mode();

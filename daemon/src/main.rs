@@ -1,7 +1,9 @@
 //! `sctld`: reads its settings, opens its sockets, and serves.
 #![forbid(unsafe_code)]
 
-use std::{convert::Infallible, io::Write as _, os::fd::OwnedFd, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, io::Write as _, os::fd::OwnedFd, path::PathBuf, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -96,6 +98,7 @@ fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
     manager.starting("opening the cache", OPENING);
     let (engine, admin_gid) = open_engine(&settings, mounts)?;
     let engine = Arc::new(engine);
+    let _record = SocketRecord::leave(&settings);
     let options = ServerOptions {
         mode: settings.mode,
         admin_gid,
@@ -151,6 +154,36 @@ fn run(mut arguments: Arguments) -> anyhow::Result<ExitCode> {
             error!(error = format!("{error:#}"), "cannot serve");
             Err(error)
         }
+    }
+}
+
+/// A link in a user's cache to the socket of the daemon that has it, so that
+/// clients with another environment find this one. Removed at the end.
+struct SocketRecord(PathBuf);
+
+impl SocketRecord {
+    fn leave(settings: &Settings) -> Option<Self> {
+        if !settings.mode.is_user() {
+            return None;
+        }
+        let link = settings.cache_dir.join(sctl_sys::proc::socket_record());
+        let fresh = settings.cache_dir.join(format!("tmp/socket-{}", std::process::id()));
+        let left = std::os::unix::fs::symlink(&settings.socket, &fresh).and_then(|()| std::fs::rename(&fresh, &link));
+        match left {
+            Ok(()) => Some(Self(link)),
+            Err(error) => {
+                // Others with another environment cannot use this cache meanwhile.
+                warn!(%error, "cannot leave a link to the socket in the cache");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for SocketRecord {
+    fn drop(&mut self) {
+        // A stale one leads to nobody, and is replaced by the next daemon.
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

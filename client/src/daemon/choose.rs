@@ -7,7 +7,7 @@ use std::{
 };
 
 use sctl_common::Digest;
-use sctl_sys::scm::MAX_SOCKET_PATH;
+use sctl_sys::{proc, scm::MAX_SOCKET_PATH};
 
 use crate::{
     cli::Environment,
@@ -42,9 +42,21 @@ pub struct Choice {
     pub socket: PathBuf,
     /// Its socket that hands out images.
     pub mount_socket: PathBuf,
+    /// A link in the cache to the socket of the caller's own daemon that uses
+    /// it. It may have been started with another environment (a batch job's,
+    /// say) and so listen elsewhere.
+    pub record: Option<PathBuf>,
     /// Where a daemon of the caller's own keeps its cache, if not at the usual
     /// place.
     pub cache_dir: Option<PathBuf>,
+}
+
+impl Choice {
+    /// The same in another directory.
+    pub fn moved_to(&self, directory: &Path) -> Self {
+        let moved = |path: &Path| directory.join(path.file_name().unwrap_or_default());
+        Self { socket: moved(&self.socket), mount_socket: moved(&self.mount_socket), ..self.clone() }
+    }
 }
 
 /// Who asks.
@@ -89,12 +101,16 @@ pub fn choose(
         }
         (None, _) => None,
     };
-    // Each cache has a daemon of its own.
-    let named = |name: &str| match &cache_dir {
+    let home = environment.get("HOME").map(PathBuf::from).filter(|_| kind == Kind::User);
+    let usual = home.as_ref().map(|home| home.join(".cache/sctl"));
+    let record = cache_dir.as_ref().or(usual.as_ref()).map(|cache| cache.join(proc::socket_record()));
+    // Each cache has a daemon of its own, that of a borrowed home too.
+    let other = cache_dir.clone().or_else(|| usual.filter(|_| home.is_some_and(|home| is_borrowed(&home, who.euid))));
+    let named = |name: &str| match &other {
         Some(path) => format!("{name}-{}.sock", short_digest(path)),
         None => format!("{name}.sock"),
     };
-    let socket = if cache_dir.is_some() { socket.with_file_name(named("sctl")) } else { socket };
+    let socket = if other.is_some() { socket.with_file_name(named("sctl")) } else { socket };
     let mount_socket = match variable("SCTL_MOUNT_SOCKET") {
         Some(path) if kind == Kind::Explicit => absolute(path)?,
         _ => socket.with_file_name(named("mount")),
@@ -106,12 +122,18 @@ pub fn choose(
                 .cause(format!("its path has {len} bytes, more than {MAX_SOCKET_PATH}")));
         }
     }
-    Ok(Choice { kind, socket, mount_socket, cache_dir })
+    Ok(Choice { kind, socket, mount_socket, record, cache_dir })
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path)
         .map_err(|error| Failure::new(format!("Unable to use the socket {}", path.display())).cause(reason(&error)))
+}
+
+/// Whether `home` is another directory than the one that the user's account
+/// names.
+fn is_borrowed(home: &Path, uid: u32) -> bool {
+    proc::account(uid).is_ok_and(|account| account.is_some_and(|account| account.home != home.as_os_str().as_bytes()))
 }
 
 /// Enough of a path's digest to tell a user's few caches apart.

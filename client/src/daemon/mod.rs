@@ -47,7 +47,7 @@ impl<'a> Daemon<'a> {
     /// Socket paths that cannot be used.
     pub fn choose(flavour: Flavour, environment: &'a Environment) -> Result<Self, Failure> {
         let choice = choose::choose(environment, flavour, Identity::of_process(), Path::new(SYSTEM_SOCKET))?;
-        Ok(Self { choice, environment })
+        Ok(Self { choice: running(choice), environment })
     }
 
     /// Why this daemon.
@@ -117,6 +117,17 @@ impl<'a> Daemon<'a> {
             Kind::User => failure.hint("try again; `-d` shows more"),
         }
     }
+}
+
+/// Where a daemon of the caller's own uses that cache already: two would shut
+/// each other out.
+fn running(choice: Choice) -> Choice {
+    let answers = |choice: &Choice| UnixStream::connect(&choice.socket).is_ok();
+    let Some(record) = choice.record.as_ref().filter(|_| !answers(&choice)) else { return choice };
+    // Gone with its daemon, usually.
+    let Ok(socket) = std::fs::read_link(record) else { return choice };
+    let directory = socket.parent().filter(|directory| start::check(directory).is_ok());
+    directory.map(|directory| choice.moved_to(directory)).filter(answers).unwrap_or(choice)
 }
 
 /// Says whether nobody listens, as opposed to somebody who cannot be reached.

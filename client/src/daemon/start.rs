@@ -320,6 +320,7 @@ mod tests {
             kind: Kind::User,
             socket: "/s/sctl.sock".into(),
             mount_socket: "/s/mount.sock".into(),
+            record: None,
             cache_dir: None,
         };
         let home = home(&environment).unwrap();

@@ -337,6 +337,14 @@ pub fn group_name(gid: u32) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
+/// Name of the link that a user's own daemon leaves in its cache, to its socket
+/// on this host: hosts may share the cache.
+pub fn socket_record() -> String {
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    format!("socket-{}", node.chars().map(plain).collect::<String>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

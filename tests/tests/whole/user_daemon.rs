@@ -133,3 +133,23 @@ fn privileged_another_cache_directory_is_another_cache_with_its_own_daemon() {
     assert_eq!([images("scratch/cache/sctl"), images(".cache/sctl")], [1, 1]);
     assert_eq!(home.daemons().len(), 2);
 }
+
+#[test]
+fn privileged_environments_of_one_user_share_the_daemon() {
+    let Some(home) = home("privileged_environments_of_one_user_share_the_daemon") else { return };
+    let registry = Registry::start();
+    registry.seed(&debian::busybox(), "busybox:1");
+    let uri = format!("docker://{}", registry.reference("busybox:1"));
+    let exec = |prepare: &dyn Fn(&mut std::process::Command)| {
+        let mut sctl = home.sctl();
+        prepare(&mut sctl);
+        let output = sctl.args(["exec", "--no-https", &uri, "echo", "ok"]).output().expect("run sctl");
+        assert_eq!(stdout(&output), "ok\n", "{}", stderr(&output));
+    };
+    // A login session starts it; a batch job of the same user finds it, though
+    // its environment leads to another place for the socket.
+    exec(&|_| {});
+    exec(&|sctl| drop(sctl.env_remove("XDG_RUNTIME_DIR")));
+    exec(&|_| {});
+    assert_eq!(home.daemons().len(), 1);
+}

@@ -7,6 +7,7 @@
 //! tmp/            what is being written; published by rename
 //! state.db        what the files do not tell (user mode: state-<host>.db)
 //! lock            held by the daemon that has the cache open (user mode: lock-<host>)
+//! socket-<host>   user mode: link to that daemon's socket, for clients
 //! ```
 
 use std::{
