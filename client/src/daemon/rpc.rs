@@ -1,6 +1,6 @@
 //! gRPC over a connected socket.
 
-use std::{future::Future, os::unix::net::UnixStream};
+use std::{future::Future, os::unix::net::UnixStream, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use sctl_proto::{FailureDetail, from_status, v1::sctl_client::SctlClient};
@@ -13,6 +13,10 @@ use crate::failure::{Failure, reason};
 
 /// Lists of a large cache are longer than tonic's default of 4 MiB.
 const MAX_REPLY: usize = 64 << 20;
+
+/// How long the daemon may be silent before it is asked whether it lives, and
+/// how long it may take to answer that.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Runs a future to its end on a runtime that has no thread of its own and is
 /// gone afterwards.
@@ -45,6 +49,9 @@ pub async fn connect(stream: UnixStream) -> Result<SctlClient<Channel>, Failure>
     });
     // The name is never looked up: the connector above ignores it.
     let channel = Endpoint::from_static("http://sctl.invalid")
+        // A daemon that was stopped keeps its connections and says nothing.
+        .http2_keep_alive_interval(PATIENCE)
+        .keep_alive_timeout(PATIENCE)
         .connect_with_connector(connector)
         .await
         .map_err(|error| unable().source(&error))?;

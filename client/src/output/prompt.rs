@@ -50,15 +50,20 @@ pub fn ask_secret(question: &str) -> Result<Option<String>, Failure> {
     if !stdin.is_terminal() {
         return ask(question);
     }
-    super::print(question)?;
     let failed = |error: io::Error| Failure::new("Unable to read the answer").cause(reason(&error));
     let before = tcgetattr(&stdin).map_err(|errno| failed(errno.into()))?;
     let mut silent = before.clone();
     // Without ISIG, so that Ctrl-C cannot leave the terminal without echo.
     silent.local_modes -= LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
     tcsetattr(&stdin, OptionalActions::Flush, &silent).map_err(|errno| failed(errno.into()))?;
-    let result = read_keys(&mut stdin.lock());
+    // Not before: who answers at once would see the answer, and lose it.
+    let asked = super::print(question);
+    let result = match &asked {
+        Ok(()) => read_keys(&mut stdin.lock()),
+        Err(_) => Ok(Keys::End),
+    };
     let restored = tcsetattr(&stdin, OptionalActions::Flush, &before);
+    asked?;
     super::print("\n")?;
     restored.map_err(|errno| failed(errno.into()))?;
     match result.map_err(failed)? {

@@ -58,6 +58,9 @@ enum Source {
         /// Devices can be opened and set-id programs stay what they are: for
         /// parts of the system that come as they are.
         unrestricted: bool,
+        /// The caller has chosen it for this container, so mount points that
+        /// are missing in it may be made.
+        chosen: bool,
     },
     /// An empty directory of the session's tmpfs.
     Empty { mode: u32 },
@@ -255,7 +258,7 @@ fn plan(options: &LaunchOptions, host: &Host<'_>) -> Result<Vec<Item>, Failure> 
         let source = match &options.workdir {
             Some(workdir) => {
                 let inner = destination.strip_prefix("/").unwrap_or(destination);
-                host_directory(work_directory(&workdir.join("scratch").join(inner), 0o700)?)
+                chosen_directory(work_directory(&workdir.join("scratch").join(inner), 0o700)?)
             }
             None => Source::Empty { mode: 0o755 },
         };
@@ -302,17 +305,22 @@ fn kind_of(found: &std::fs::Metadata) -> Kind {
 
 fn bound(bind: &Bind, kind: Kind, need: Need) -> Item {
     let unrestricted = bind.source.starts_with("/dev");
-    let source = Source::Host { path: bind.source.clone(), read_only: bind.read_only, unrestricted };
+    let (path, read_only) = (bind.source.clone(), bind.read_only);
+    let source = Source::Host { path, read_only, unrestricted, chosen: need == Need::Required };
     Item { source, destination: bind.destination.clone(), kind, need, links: Links::Follow }
 }
 
 fn host_directory(path: impl Into<PathBuf>) -> Source {
-    Source::Host { path: path.into(), read_only: false, unrestricted: false }
+    Source::Host { path: path.into(), read_only: false, unrestricted: false, chosen: false }
+}
+
+fn chosen_directory(path: impl Into<PathBuf>) -> Source {
+    Source::Host { path: path.into(), read_only: false, unrestricted: false, chosen: true }
 }
 
 /// `/dev`, `/proc`, `/sys`, and hosts where there is no network.
 fn system(items: &mut Vec<Item>, options: &LaunchOptions) {
-    let as_is = |path: &str| Source::Host { path: path.into(), read_only: false, unrestricted: true };
+    let as_is = |path: &str| Source::Host { path: path.into(), read_only: false, unrestricted: true, chosen: false };
     let mut directory = |source, destination: &str, need| {
         items.push(Item { source, destination: destination.into(), kind: Kind::Directory, need, links: Links::Follow });
     };
@@ -356,7 +364,7 @@ fn add_home(items: &mut Vec<Item>, options: &LaunchOptions, caller: &Identity) -
             if !found.is_dir() {
                 return Err(Failure::new(format!("Home {} is no directory", source.display())));
             }
-            items.push(item(host_directory(source), destination, Need::Required));
+            items.push(item(chosen_directory(source), destination, Need::Required));
         }
         Home::Default if !caller.home.is_absolute() || caller.home == Path::new("/") => {
             warning!("Skipping impossible home directory mount to '{}'", caller.home.display());
@@ -364,7 +372,7 @@ fn add_home(items: &mut Vec<Item>, options: &LaunchOptions, caller: &Identity) -
         Home::Default => {
             let source = if options.contain {
                 match &options.workdir {
-                    Some(workdir) => host_directory(work_directory(&workdir.join("home"), 0o700)?),
+                    Some(workdir) => chosen_directory(work_directory(&workdir.join("home"), 0o700)?),
                     None => Source::Empty { mode: 0o700 },
                 }
             } else if caller.home.is_dir() {
@@ -388,7 +396,7 @@ fn add_tmp(items: &mut Vec<Item>, options: &LaunchOptions) -> Result<(), Failure
     let mut seen = None;
     for (path, name) in [("/tmp", "tmp"), ("/var/tmp", "var_tmp")] {
         let source = match (&options.workdir, options.contain) {
-            (Some(workdir), true) => host_directory(work_directory(&workdir.join(name), 0o1777)?),
+            (Some(workdir), true) => chosen_directory(work_directory(&workdir.join(name), 0o1777)?),
             (None, true) => Source::Empty { mode: 0o1777 },
             (_, false) => match id(path) {
                 // Often one is a link to the other.
@@ -431,7 +439,8 @@ fn files(items: &mut Vec<Item>, options: &LaunchOptions) {
         let lines: String = options.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
         file(Source::File(lines.into_bytes()), "/etc/resolv.conf");
     } else if Path::new("/etc/resolv.conf").is_file() {
-        let source = Source::Host { path: "/etc/resolv.conf".into(), read_only: true, unrestricted: false };
+        let source =
+            Source::Host { path: "/etc/resolv.conf".into(), read_only: true, unrestricted: false, chosen: false };
         file(source, "/etc/resolv.conf");
     }
     if let Some(name) = &options.hostname {
@@ -501,12 +510,13 @@ fn mount_one(
     let fail = |error: &dyn std::error::Error| {
         Failure::new(format!("Unable to mount {origin} on {} in container", destination.display())).source(error)
     };
-    let own = matches!(source, Source::Empty { .. } | Source::Devices(_));
+    let own = matches!(source, Source::Empty { .. } | Source::Devices(_) | Source::Host { chosen: true, .. });
     let tree = make_tree(root, source, &home(options, caller), caller, host_roots).map_err(|error| fail(&error))?;
     let Some(tree) = tree else { return Ok(()) };
     root.place(&tree, &destination, kind, links).map_err(|error| match error {
-        PlaceError::Missing(_) | PlaceError::WrongKind { .. } => fail(&error)
-            .hint("mount points can be made in the image only, not in directories of the host; make it there first"),
+        PlaceError::Missing(_) | PlaceError::WrongKind { .. } => fail(&error).hint(
+            "mount points can be made in the image, and in directories that you bind, but not in others of the host",
+        ),
         other => fail(&other),
     })?;
     if own {
@@ -525,7 +535,7 @@ fn make_tree(
 ) -> io::Result<Option<OwnedFd>> {
     let quiet = MountAttributes::NO_SUID | MountAttributes::NO_DEV;
     Ok(Some(match source {
-        Source::Host { path, read_only, unrestricted } => {
+        Source::Host { path, read_only, unrestricted, .. } => {
             let tree = match host_roots.pop_if(|_| is_root(&path)) {
                 Some(tree) => tree,
                 None => mount::clone_tree(CWD, &path, true)?,

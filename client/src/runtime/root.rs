@@ -90,7 +90,8 @@ pub struct NewRoot {
     image: HashSet<u64>,
     session: OwnedFd,
     shadows: Vec<Shadow>,
-    /// Mounts of ours in which mount points may simply be made.
+    /// Mounts in which mount points may simply be made: ours, and those that
+    /// the caller has chosen.
     own: Vec<u64>,
     directories: u32,
     writable: bool,
@@ -245,8 +246,8 @@ impl NewRoot {
         }
     }
 
-    /// Says that `mount`, which has been placed, is a file system of ours in
-    /// which mount points may be made.
+    /// Says that mount points may be made in `mount`, which has been placed: it
+    /// is a file system of ours, or one that the caller has chosen.
     ///
     /// # Errors
     /// As `statx(2)`.

@@ -6,7 +6,7 @@ mod support;
 use std::{
     fs,
     io::Read as _,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -178,6 +178,7 @@ fn privileged_binds_make_their_places() {
     }
     let bench = Bench::new();
     bench.write("host/file", "from the host\n");
+    fs::create_dir(bench.path("host/mine")).unwrap();
     let host = bench.path("host").display().to_string();
     let file = format!("{host}/file");
     for image in both(&bench) {
@@ -202,6 +203,22 @@ fn privileged_binds_make_their_places() {
         assert!(stderr(&refused).contains("/data is a directory in the container, not a file"), "{}", stderr(&refused));
         let refused = bind("/no/such/source:/data", "true");
         assert_eq!(stderr(&refused), "FATAL:   mount source /no/such/source doesn't exist\n");
+        // In what the caller has bound, missing places are made.
+        let mine = format!("{host}/mine");
+        let nested = format!("{mine}:/Q,{file}:/Q/made/file,{host}:/Q/dir");
+        assert!(stderr(&bind(&nested, "true")).contains("cannot make /Q/dir in the container"), "it is root's");
+        fs::set_permissions(&mine, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(show(&nested, "/Q/made/file /Q/dir/file"), "from the host\nfrom the host\n");
+        assert!(fs::metadata(format!("{mine}/made/file")).unwrap().is_file());
+        let work = format!("{mine}/work");
+        fs::create_dir(&work).unwrap();
+        fs::set_permissions(&work, fs::Permissions::from_mode(0o777)).unwrap();
+        let below_work = ["--contain", "--workdir", &work, "--bind", &format!("{host}:/tmp/new")];
+        assert_eq!(stdout(&bench.sh(&below_work, &image, "cat /tmp/new/file")), "from the host\n");
+        for made in fs::read_dir(&mine).unwrap() {
+            fs::remove_dir_all(made.unwrap().path()).unwrap();
+        }
+        fs::set_permissions(&mine, fs::Permissions::from_mode(0o755)).unwrap();
         // All of the host, and not what the launcher has mounted over it.
         assert_eq!(
             show(&format!("/:/all,{host}:/data"), "/all/etc/hostname"),
