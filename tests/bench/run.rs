@@ -279,6 +279,7 @@ pub fn memory(report: &mut Report) {
             Layer::from_tar(tar)
         })
         .collect();
+    let mut peaks = Vec::new();
     for (name, image) in [("one-gigabyte", big), ("four-gigabytes", Image::new(four))] {
         let reference = Subject::new(name, image).seed(&registry);
         let daemon = Daemon::system("");
@@ -298,7 +299,9 @@ pub fn memory(report: &mut Report) {
         let mebibytes = peak.load(Ordering::Relaxed) as f64 / f64::from(1 << 20);
         println!("{name}: {mebibytes:.0} MiB of anonymous memory at the peak");
         report.at_most(&format!("anonymous memory for {name} / 256 MiB"), mebibytes / 256.0, 1.0);
+        peaks.push(mebibytes);
     }
+    report.at_most("four gigabytes' memory / one gigabyte's", peaks[1] / peaks[0], 1.25);
 }
 
 /// Changes every file's content a little, so that equal files of two layers

@@ -26,7 +26,8 @@ fn base() -> Vec<Entry> {
     ]
 }
 
-fn pseudo_random(len: usize, mut seed: u64) -> Vec<u8> {
+/// Bytes that no compressor makes smaller, the same ones for the same seed.
+pub fn pseudo_random(len: usize, mut seed: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
         // xorshift64: incompressible enough, and the same everywhere.

@@ -59,6 +59,40 @@ impl Drop for Mounted {
     }
 }
 
+/// A SIF's file system, served by squashfuse_ll; unmounted with this value.
+pub struct Squashfuse {
+    folder: Scratch,
+}
+
+impl Squashfuse {
+    /// Has it serve the partition of the SIF at `path`.
+    pub fn new(path: &Path) -> Self {
+        let (offset, _) = partition(path);
+        let folder = Scratch::new();
+        let output = Command::new("squashfuse_ll")
+            .args(["-o", &format!("offset={offset}")])
+            .args([path, folder.path()])
+            .output()
+            .expect("squashfuse_ll runs (tests/install.sh installs it)");
+        assert!(output.status.success(), "squashfuse_ll: {}", String::from_utf8_lossy(&output.stderr));
+        Self { folder }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Squashfuse {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg("--lazy").arg(self.folder.path()).status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("cannot unmount {}", self.folder.path().display());
+        }
+    }
+}
+
 /// Unpacks the SIF's file system with unsquashfs into `target`.
 pub fn unsquash(path: &Path, target: &Path) {
     let (offset, _) = partition(path);

@@ -36,6 +36,9 @@ pub(crate) fn send(
     reply: Reply,
     misdeed: Option<Misdeed>,
 ) -> io::Result<After> {
+    if let Some(Misdeed::TokensDie(_)) = &misdeed {
+        shared.state().tokens.expire();
+    }
     let redirect = |to: &str| Reply::text(307, "").with("Location", to);
     let reply = match &misdeed {
         Some(Misdeed::HangUp) => {

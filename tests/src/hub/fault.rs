@@ -1,6 +1,12 @@
 //! What a registry does wrong, where, and how often.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use sctl_common::Digest;
 
@@ -67,6 +73,26 @@ pub enum Misdeed {
     RedirectToItself,
     /// The connection is closed without a reply.
     HangUp,
+    /// Every token given out so far dies, and the connection is closed after
+    /// so many bytes of the body.
+    TokensDie(u64),
+    /// The reply waits until the gate is open.
+    Held(Gate),
+}
+
+/// Holds replies back until it is opened; clones are the same gate.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<AtomicBool>);
+
+impl Gate {
+    /// Lets the replies go.
+    pub fn open(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Fault {

@@ -141,6 +141,11 @@ pub(crate) enum After {
 impl Connection {
     /// Sends `reply`, spoiled by `misdeed`.
     pub(crate) fn send(&mut self, reply: &Reply, misdeed: Option<&Misdeed>) -> io::Result<After> {
+        if let Some(Misdeed::Held(gate)) = misdeed {
+            while !gate.is_open() && !self.stop.load(Ordering::Relaxed) {
+                self.pause(Duration::from_millis(5));
+            }
+        }
         let len = match &reply.body {
             Body::Text(text) => text.len() as u64,
             Body::Bytes(bytes) => bytes.len() as u64,
@@ -168,7 +173,7 @@ impl Connection {
             Body::Blob(blob, from) => blob.reader(*from),
         };
         match misdeed {
-            Some(Misdeed::BreakAfter(count)) => {
+            Some(Misdeed::BreakAfter(count) | Misdeed::TokensDie(count)) => {
                 self.copy(&mut body.take(*count))?;
                 Ok(After::Close)
             }

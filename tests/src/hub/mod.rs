@@ -29,7 +29,7 @@ use std::{
 
 use sctl_common::Digest;
 
-pub use fault::{At, Fault, Misdeed};
+pub use fault::{At, Fault, Gate, Misdeed};
 pub use http::Seen;
 pub use jwt::{ISSUER, SERVICE, TokenServer};
 pub use manners::{Login, Manners, Ranges};

@@ -5,18 +5,24 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output},
+    time::Duration,
 };
 
+use sctl_common::Digest;
 use sctl_tests::{
+    corpus::pseudo_random,
     daemon::{Daemon, User},
     debian,
+    hub::{Hub, Manners, Part},
     image::Image,
     layer::{BlobCompression, Entry, Layer},
-    programs::{Scratch, have_root, stderr, stdout},
+    programs::{Scratch, have_root, programs, stderr, stdout, wait_until},
     registry::{Demands, Registry, free_port},
 };
+use serde_json::{Value, json};
 
 struct Place {
     daemon: Daemon,
@@ -258,6 +264,22 @@ fn privileged_files_that_are_no_images_are_refused() {
     );
 }
 
+/// Another user's program on a socket: it takes every connection, writes a C
+/// for each and an E for each end, and between them what it hears first. Who
+/// speaks is left, and does not wait for an answer.
+const FOREIGN: &str = r"
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if sys.argv[2] == 'packets' else socket.SOCK_STREAM)
+s.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o666)
+s.listen(5)
+while True:
+    c, _ = s.accept()
+    os.write(1, b'C')
+    os.write(1, c.recv(4096) + b'E')
+    c.close()
+";
+
 #[test]
 fn privileged_a_foreign_daemon_gets_nothing() {
     if !have_root("privileged_a_foreign_daemon_gets_nothing") {
@@ -266,36 +288,138 @@ fn privileged_a_foreign_daemon_gets_nothing() {
     let scratch = Scratch::new();
     let (alice, bob) = (User::a(), User::b());
     let folder = bob.folder(&scratch, "bob");
-    let socket = folder.join("sctl.sock");
-    // Another user's program on the socket: the client must leave at once.
-    let mut foreign = bob
-        .command("python3")
-        .args(["-c", "import socket,sys; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(5); c,_=s.accept(); sys.stdout.buffer.write(c.recv(100))"])
-        .arg(&socket)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("start the foreign daemon");
-    sctl_tests::programs::wait_until("the foreign daemon listens", std::time::Duration::from_secs(10), || {
-        socket.exists()
+    let foreign = [("stream", "sctl.sock"), ("packets", "mount.sock")].map(|(kind, name)| {
+        let (socket, heard) = (folder.join(name), scratch.join(kind));
+        let child = bob
+            .command("python3")
+            .args(["-c", FOREIGN])
+            .args([&socket, &PathBuf::from(kind)])
+            .stdout(fs::File::create(&heard).expect("make a file for what is heard"))
+            .spawn()
+            .expect("start a foreign daemon");
+        (Ended(child), socket, heard)
     });
-    fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("open the socket");
-    let output = alice
-        .command(sctl_tests::programs::programs().join("sctl"))
-        .env("SCTL_SOCKET", &socket)
-        .env("SINGULARITY_DOCKER_USERNAME", "name")
-        .env("SINGULARITY_DOCKER_PASSWORD", "secret-password")
-        .args(["pull", "docker://127.0.0.1:1/x"])
-        .output()
-        .expect("run sctl");
-    assert_eq!(output.status.code(), Some(255), "{}", stderr(&output));
-    assert!(stderr(&output).contains("FATAL:   "), "{}", stderr(&output));
-    let said = {
-        // The client may have left before it connected: nobody is waited for.
-        let _ = foreign.kill();
-        foreign.wait().expect("wait for the foreign daemon");
-        let mut bytes = Vec::new();
-        foreign.stdout.take().expect("a pipe").read_to_end(&mut bytes).expect("read what it heard");
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    assert_eq!(said, "", "the client spoke to a foreign daemon");
+    for (_, socket, _) in &foreign {
+        wait_until("the foreign daemons listen", Duration::from_secs(10), || {
+            socket.metadata().is_ok_and(|meta| meta.permissions().mode() & 0o777 == 0o666)
+        });
+    }
+    // The one asks for a pull, the other first for a mount.
+    for (arguments, (_, socket, heard)) in [["pull", "x.sif"], ["exec", ""]].iter().zip(&foreign) {
+        let mut command = alice.command(programs().join("sctl"));
+        command
+            .env("SCTL_SOCKET", &foreign[0].1)
+            .env("SINGULARITY_DOCKER_USERNAME", "name")
+            .env("SINGULARITY_DOCKER_PASSWORD", "secret-password")
+            .arg(arguments[0])
+            .args(Some(arguments[1]).filter(|out| !out.is_empty()))
+            .args(["docker://127.0.0.1:1/x"])
+            .args(Some("true").filter(|_| arguments[0] == "exec"))
+            .current_dir(alice.folder(&scratch, "alice"));
+        let output = command.output().expect("run sctl");
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(255), "{arguments:?}: {text}");
+        let first = format!("FATAL:   The daemon at {} cannot be trusted\n", socket.display());
+        let cause = format!("  cause: it runs as uid {}, which is neither root nor you (uid {})", bob.uid, alice.uid);
+        assert!(text.starts_with(&first) && text.contains(&cause), "{arguments:?}: {text}");
+        // All that was sent to it has been heard once it notices the end.
+        let said = || fs::read_to_string(heard).expect("read what was heard");
+        wait_until("the foreign daemon notices the end", Duration::from_secs(10), || said().ends_with('E'));
+        assert_eq!(said(), "CE", "{arguments:?}: the client spoke to a foreign daemon");
+    }
+}
+
+/// A process that ends with this value.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nobody left to tell.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Lets `tag` name an image whose only layer is `blob`, whatever that holds.
+fn add_image(hub: &Hub, tag: &str, media_type: &str, blob: &[u8], diff_id: Digest) {
+    let text = |value: Value| value.to_string().into_bytes();
+    let rootfs = json!({"type": "layers", "diff_ids": [diff_id]});
+    let config = text(json!({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}));
+    let descriptor = |media_type: &str, bytes: &[u8]| json!({"mediaType": media_type, "digest": hub.add_blob(bytes), "size": bytes.len()});
+    let manifest = text(json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor(media_type, blob)],
+    }));
+    hub.add_manifest("x", Some(tag), MANIFEST, &manifest);
+}
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+#[test]
+fn privileged_a_layer_that_was_stored_cut_short_is_told() {
+    if !have_root("privileged_a_layer_that_was_stored_cut_short_is_told") {
+        return;
+    }
+    let place = Place::new("");
+    let hub = Hub::start(Manners::default());
+    let layer = Layer::new(&[Entry::file("x", pseudo_random(300_000, 5)), Entry::file("y", "y")]);
+    let diff_id = Digest::of(&layer.tar);
+    for (compression, format) in [(BlobCompression::Gzip, "gzip"), (BlobCompression::Zstd, "zstd")] {
+        let (blob, media_type) = layer.clone().stored(compression).blob();
+        // The digest is that of what is there, so the download is in order.
+        let cuts = [
+            ("whole", blob.len()),
+            ("one byte less", blob.len() - 1),
+            ("no trailer", blob.len() - 8),
+            ("half", blob.len() / 2),
+            ("header alone", 6),
+        ];
+        for (cut, len) in cuts {
+            let (name, tag) = (format!("{compression:?}, {cut}"), format!("{compression:?}-{len}"));
+            add_image(&hub, &tag, media_type, &blob[..len], diff_id);
+            let output = place.pull(&format!("docker://{}", hub.reference(&format!("x:{tag}"))));
+            if len < blob.len() {
+                place.assert_failed(&name, &output, &["layer 1 of 1", "in the middle of its", format]);
+            } else {
+                assert!(output.status.success(), "{name}: {}", stderr(&output));
+                fs::remove_file(place.out().join("x.sif")).expect("remove the SIF");
+                // Or the pack of the whole one would stand for every other.
+                let root = User::named("root");
+                let cleaned = place.daemon.sctl(&root).args(["cache", "clean", "--force"]).output();
+                assert!(cleaned.expect("run sctl").status.success());
+            }
+        }
+    }
+}
+
+#[test]
+fn privileged_manifests_of_the_first_schema_are_told() {
+    if !have_root("privileged_manifests_of_the_first_schema_are_told") {
+        return;
+    }
+    let place = Place::new("");
+    let hub = Hub::start(Manners::default());
+    let layer = hub.add_blob(Layer::new(&[Entry::file("x", "x")]).blob().0);
+    let manifest = json!({
+        "schemaVersion": 1,
+        "name": "x",
+        "tag": "old",
+        "architecture": "amd64",
+        "fsLayers": [{"blobSum": layer}],
+        "history": [{"v1Compatibility": "{\"id\":\"0\"}"}],
+    })
+    .to_string();
+    for media_type in [
+        "application/vnd.docker.distribution.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        // As old registries say of everything.
+        "application/json",
+    ] {
+        hub.add_manifest("x", Some("old"), media_type, manifest.as_bytes());
+        let uri = format!("docker://{}", hub.reference("x:old"));
+        place.assert_failed(media_type, &place.pull(&uri), &[&uri, "schema 1", "not supported"]);
+    }
+    assert_eq!(hub.seen(Part::Api, "/blobs/").len(), 0, "layers of an image that is refused were fetched");
 }

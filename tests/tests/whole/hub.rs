@@ -7,10 +7,12 @@ use std::{
     time::Duration,
 };
 
+use sctl_common::Digest;
 use sctl_tests::{
+    corpus::pseudo_random,
     daemon::{Daemon, User},
     debian,
-    hub::{At, Fault, Hub, Login, Manners, Misdeed, Part},
+    hub::{At, Fault, Hub, Login, Manners, Misdeed, Part, Seen},
     image::Image,
     layer::{BlobCompression, Entry, Layer},
     programs::{Scratch, have_root, stderr, wait_until},
@@ -25,14 +27,18 @@ struct Place {
 
 impl Place {
     fn new(manners: Manners) -> Self {
+        Self::holding(manners, &debian::layered())
+    }
+
+    fn holding(manners: Manners, image: &Image) -> Self {
         let hub = Hub::start(manners);
-        hub.seed(&debian::layered(), "library/layered:1");
+        hub.seed(image, "library/image:1");
         Self { daemon: Daemon::system(""), user: User::a(), scratch: Scratch::new(), hub }
     }
 
     fn pull(&self) -> Output {
         let folder = self.user.folder(&self.scratch, "out");
-        let uri = format!("docker://{}", self.hub.reference("library/layered:1"));
+        let uri = format!("docker://{}", self.hub.reference("library/image:1"));
         self.daemon.pull(&self.user, &folder, &["--force", "x.sif", &uri])
     }
 
@@ -93,11 +99,36 @@ fn privileged_tokens_that_die_in_mid_pull_are_renewed() {
     if !have_root("privileged_tokens_that_die_in_mid_pull_are_renewed") {
         return;
     }
-    let place = Place::new(Manners::docker_hub(Duration::from_secs(5)));
-    // Slow enough that the first token is dead before the last blob begins.
-    place.hub.misbehave(Fault::times(1, At::Blob, Misdeed::Slow { piece: 2 << 20, pause: Duration::from_millis(300) }));
-    place.hub.misbehave(Fault::times(1, At::Blob, Misdeed::BreakAfter(4 << 20)));
-    place.assert_pulled("five-second tokens");
+    let layer = Layer::new(&[Entry::file("data", pseudo_random(4 << 20, 1))]).stored(BlobCompression::None);
+    let digest = Digest::of(&layer.tar);
+    let image = Image::new(vec![layer]);
+    let cases = [
+        // The first blob that is fetched is the config.
+        ("between two blobs", Fault::times(1, At::Blob, Misdeed::TokensDie(u64::MAX)), false),
+        ("in the middle of a blob", Fault::times(1, At::BlobOf(digest), Misdeed::TokensDie(1 << 20)), true),
+    ];
+    for (name, fault, is_resumed) in cases {
+        // What is told of their life says nothing of their early death.
+        let place = Place::holding(Manners::docker_hub(Duration::from_secs(300)), &image);
+        place.hub.misbehave(fault);
+        place.assert_pulled(name);
+        let log = place.hub.log();
+        let token = |seen: &Seen| seen.header("authorization").map(str::to_owned);
+        let asked: Vec<&Seen> = log.iter().filter(|seen| seen.part == Part::Api && seen.is_authorised()).collect();
+        let refused = asked.iter().position(|seen| seen.status == 401);
+        let refused = refused.unwrap_or_else(|| panic!("{name}: no token was refused: {asked:#?}"));
+        let dead = token(asked[refused]);
+        let was_good = asked[..refused].iter().any(|seen| token(seen) == dead && seen.status < 400);
+        assert!(was_good, "{name}: the refused token had never been good");
+        let blob = format!("/blobs/{digest}");
+        let renewed = asked[refused..].iter().any(|seen| {
+            seen.path.ends_with(&blob) && seen.status == 307 && token(seen).is_some_and(|new| Some(new) != dead)
+        });
+        assert!(renewed, "{name}: the layer did not come by another token: {asked:#?}");
+        let stored = place.hub.seen(Part::Store, &digest.hex());
+        let ranges: Vec<bool> = stored.iter().map(|seen| seen.header("range").is_some()).collect();
+        assert_eq!(ranges, if is_resumed { vec![false, true] } else { vec![false] }, "{name}: {stored:#?}");
+    }
 }
 
 #[test]

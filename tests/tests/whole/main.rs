@@ -5,11 +5,13 @@
 
 mod admin;
 mod crash;
+mod credentials;
 mod failures;
 mod hub;
 mod mounts;
 mod network;
 mod oracle;
+mod own_sif;
 mod pull;
 mod systemd;
 mod user_daemon;

@@ -4,13 +4,13 @@
 use std::process::Command;
 
 use sctl_tests::{
-    corpus,
+    corpus::{self, Case},
     daemon::{Daemon, User},
     image::{self, Image},
     layer::BlobCompression,
-    programs::{Scratch, have_root, stderr},
+    programs::{Scratch, have_program, have_root, stderr},
     registry::Registry,
-    sif::{Mounted, siftool, unsquash},
+    sif::{Mounted, Squashfuse, siftool, unsquash},
     tree,
 };
 
@@ -97,5 +97,65 @@ fn privileged_corpus_equals_what_umoci_unpacks() {
         checked += 1;
     }
     eprintln!("{checked} images compared");
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// The tree with one name for two spaces of attributes, which squashfuse 0.1
+/// takes for each other in every image.
+fn alike(mut tree: tree::Tree) -> tree::Tree {
+    for entry in tree.values_mut() {
+        let renamed = std::mem::take(&mut entry.xattrs).into_iter();
+        entry.xattrs = renamed.map(|(name, value)| (name.replace("trusted.", "security."), value)).collect();
+    }
+    tree
+}
+
+#[test]
+fn privileged_squashfuse_reads_what_umoci_unpacks() {
+    const TEST: &str = "privileged_squashfuse_reads_what_umoci_unpacks";
+    if !have_root(TEST) || !have_program(TEST, "squashfuse_ll") {
+        return;
+    }
+    // Names, blocks, holes, fragments, links, attributes, long directories;
+    // and layers on top of each other.
+    const CASES: [&str; 10] = [
+        "names-not-utf8",
+        "types",
+        "owners",
+        "modes",
+        "xattrs",
+        "sizes",
+        "zeros",
+        "duplicates-across",
+        "many-small",
+        "hardlink-to-lower",
+    ];
+    let registry = Registry::start();
+    let user = User::a();
+    let scratch = Scratch::new();
+    let out = user.folder(&scratch, "out");
+    let cases: Vec<_> = corpus::cases().into_iter().filter(|case| CASES.contains(&case.name)).collect();
+    assert_eq!(cases.len(), CASES.len(), "the corpus lacks some");
+    let daemons = ["zstd", "gzip"]
+        .map(|compression| (compression, Daemon::system(&format!("compression = \"{compression}\"\n"))));
+    let mut failures = Vec::new();
+    for Case { name, layers } in cases {
+        let layout = scratch.join(&format!("layout-{name}"));
+        Image::new(layers).write_layout(&layout, "t");
+        let rootfs = image::umoci_unpack(&layout, "t", &scratch.join(&format!("bundle-{name}")));
+        let expected = alike(tree::read(&rootfs).expect("read umoci's tree"));
+        registry.push(&layout, "t", &format!("corpus/{name}:t"));
+        let uri = format!("docker://{}", registry.reference(&format!("corpus/{name}:t")));
+        for (compression, daemon) in &daemons {
+            let sif = format!("{name}-{compression}.sif");
+            let pulled = daemon.pull(&user, &out, &[&sif, &uri]);
+            assert!(pulled.status.success(), "{name}: {}", stderr(&pulled));
+            let served = Squashfuse::new(&out.join(&sif));
+            let found = alike(tree::read(served.path()).expect("read squashfuse's tree"));
+            for line in tree::differences(&found, &expected, is_ours) {
+                failures.push(format!("{name}, {compression}: {line}"));
+            }
+        }
+    }
     assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
 }

@@ -4,14 +4,18 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
+use sctl_common::Digest;
 use sctl_tests::{
+    corpus::pseudo_random,
     daemon::{Daemon, User},
     debian,
+    hub::{At, Fault, Gate, Hub, Manners, Misdeed},
     image::Image,
-    layer::{Entry, Layer},
-    programs::{Scratch, have_root, stderr, stdout},
+    layer::{BlobCompression, Entry, Layer},
+    programs::{Scratch, have_root, stderr, stdout, wait_until},
     registry::{Demands, Registry},
     sif::every_decompressed_byte,
 };
@@ -301,5 +305,193 @@ fn privileged_an_existing_file_is_kept() {
     succeeded(&pull(&["--dir", "sub", &uri]));
     for name in ["other.sif", "named.sif", "sub/busybox_1.sif"] {
         assert!(folder.join(name).exists(), "{name} is missing");
+    }
+}
+
+/// Folders of a cache that hold what images are made of, and the images.
+const KEEPING: [&str; 3] = ["packs", "sif", "oci/blobs/sha256"];
+
+/// Everything that a daemon's cache holds of images, by path.
+fn kept(daemon: &Daemon) -> Vec<String> {
+    let mut names = Vec::new();
+    for folder in KEEPING {
+        // A daemon that has only just begun may not have made it.
+        let entries = fs::read_dir(daemon.cache().join(folder)).into_iter().flatten().flatten();
+        names.extend(entries.map(|entry| format!("{folder}/{}", entry.file_name().to_string_lossy())));
+    }
+    names.sort();
+    names
+}
+
+#[test]
+fn privileged_a_pull_without_the_cache_leaves_nothing_there() {
+    if !have_root("privileged_a_pull_without_the_cache_leaves_nothing_there") {
+        return;
+    }
+    let registry = Registry::start();
+    let image = debian::busybox();
+    registry.seed(&image, "busybox:1");
+    let layer = Digest::of(&image.layers[0].blob().0).to_string();
+    // Where even blobs would be kept.
+    let daemon = Daemon::system("keep_blobs = true\n");
+    let scratch = Scratch::new();
+    let user = User::a();
+    let out = user.folder(&scratch, "out");
+    let uri = format!("docker://{}", registry.reference("busybox:1"));
+    let nothing = |what: &str| {
+        assert_eq!(kept(&daemon), Vec::<String>::new(), "{what}");
+        assert_eq!(daemon.leftovers(), Vec::<String>::new(), "{what}");
+        let list = daemon.sctl(&user).args(["cache", "list", "-v"]).output().expect("run sctl");
+        succeeded(&list);
+        assert!(!stdout(&list).contains("busybox"), "{what}: {}", stdout(&list));
+    };
+    succeeded(&daemon.pull(&user, &out, &["--disable-cache", "uncached.sif", &uri]));
+    nothing("by its option");
+    let mut command = daemon.pulling(&user, &out, &["variable.sif", &uri]);
+    succeeded(&command.env("SINGULARITY_DISABLE_CACHE", "1").output().expect("run sctl"));
+    nothing("by its variable");
+    let output = daemon.sctl(&user).args(["exec", "--no-https", "--disable-cache", &uri, "echo", "run"]).output();
+    let output = output.expect("run sctl");
+    succeeded(&output);
+    assert_eq!(stdout(&output), "run\n");
+    nothing("run at once");
+
+    registry.clear_log();
+    succeeded(&daemon.pull(&user, &out, &["cached.sif", &uri]));
+    // A config may still be in the daemon's memory; a layer is nowhere.
+    let again = registry.blob_gets().iter().filter(|path| path.ends_with(&layer)).count();
+    assert_eq!(again, 1, "the layer was to be fetched again");
+    let held = kept(&daemon);
+    for folder in KEEPING {
+        assert!(held.iter().any(|name| name.starts_with(folder)), "nothing in {folder}, where it was to be: {held:?}");
+    }
+    let expected = fs::read(out.join("cached.sif")).expect("read the SIF");
+    for name in ["uncached.sif", "variable.sif"] {
+        assert!(fs::read(out.join(name)).expect("read the SIF") == expected, "{name}: other bytes");
+    }
+    // What is there by then is used, and nothing is added.
+    registry.clear_log();
+    succeeded(&daemon.pull(&user, &out, &["--disable-cache", "again.sif", &uri]));
+    assert_eq!(registry.blob_gets(), Vec::<String>::new());
+    assert_eq!(kept(&daemon), held);
+}
+
+#[test]
+fn privileged_a_language_runtime_runs_for_two_users_at_once() {
+    if !have_root("privileged_a_language_runtime_runs_for_two_users_at_once") {
+        return;
+    }
+    let mut image = debian::with_runtime();
+    // Made sooner than gzip, and this is not about gzip.
+    image.layers = image.layers.into_iter().map(|layer| layer.stored(BlobCompression::None)).collect();
+    let registry = Registry::start();
+    registry.seed(&image, "runtime:1");
+    let daemon = Daemon::system("");
+    let uri = format!("docker://{}", registry.reference("runtime:1"));
+    let host = Command::new("rustc").arg("--version").output().expect("rustc runs");
+    let users = [User::a(), User::b()];
+    let start = |user: &User, verb: &str, command: &[&str]| {
+        let mut client = daemon.sctl(user);
+        client.args([verb, "--no-https", &uri]).args(command).stdout(Stdio::piped()).stderr(Stdio::piped());
+        client.spawn().expect("start sctl")
+    };
+    // The one says it, for the other it is what the image runs.
+    let clients = [start(&users[0], "exec", &["rustc", "--version"]), start(&users[1], "run", &[])];
+    for client in clients {
+        let output = client.wait_with_output().expect("wait for sctl");
+        succeeded(&output);
+        assert_eq!(stdout(&output), stdout(&host));
+    }
+    // From the cache by now, and with more of the runtime than a version takes.
+    for user in &users {
+        let output = start(user, "exec", &["rustc", "--print", "target-list"]).wait_with_output();
+        let output = output.expect("wait for sctl");
+        succeeded(&output);
+        assert!(stdout(&output).lines().any(|line| line == "x86_64-unknown-linux-gnu"), "{}", stdout(&output));
+    }
+    let mut gets = registry.blob_gets();
+    let all = gets.len();
+    gets.sort();
+    gets.dedup();
+    assert_eq!((gets.len(), all), (3, 3), "two layers and a config, each fetched once");
+    let sifs = kept(&daemon).into_iter().filter(|name| name.ends_with(".sif")).count();
+    assert_eq!(sifs, 1, "{:?}", kept(&daemon));
+    assert_eq!(daemon.log().matches("image made").count(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn privileged_same_bytes_whatever_the_order_of_arrival() {
+    if !have_root("privileged_same_bytes_whatever_the_order_of_arrival") {
+        return;
+    }
+    // Each layer holds files that another has, too, large ones and small ones,
+    // and the upper ones take something away: who comes first must not decide
+    // whose copy is kept.
+    let (large, small) = (pseudo_random(400_000, 1), pseudo_random(5_000, 2));
+    let layers = vec![
+        Layer::new(&[
+            Entry::dir("lower"),
+            Entry::file("lower/large", &large),
+            Entry::file("lower/small", &small),
+            Entry::file("lower/own", pseudo_random(150_000, 3)),
+            Entry::file("lower/deleted", pseudo_random(3_000, 4)),
+        ]),
+        Layer::new(&[
+            Entry::dir("middle"),
+            Entry::file("middle/large", &large),
+            Entry::file("middle/small", &small),
+            Entry::file("middle/own", pseudo_random(150_000, 5)),
+            Entry::whiteout("lower/large"),
+            Entry::file("lower/small", "replaced"),
+        ]),
+        Layer::new(&[
+            Entry::dir("upper"),
+            Entry::file("upper/large", &large),
+            Entry::file("upper/small", &small),
+            Entry::whiteout("lower/deleted"),
+            Entry::hardlink("upper/link", "middle/own"),
+        ]),
+    ];
+    let layers: Vec<Layer> = layers.into_iter().map(|layer| layer.stored(BlobCompression::None)).collect();
+    let digests: Vec<Digest> = layers.iter().map(|layer| Digest::of(&layer.tar)).collect();
+    let hub = Hub::start(Manners::default());
+    hub.seed(&Image::new(layers), "image:1");
+    let uri = format!("docker://{}", hub.reference("image:1"));
+    let scratch = Scratch::new();
+    let user = User::a();
+    let out = user.folder(&scratch, "out");
+    let mut files = Vec::new();
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        // All three on their way at the same time.
+        let daemon = Daemon::system("max_layer_jobs = 3\n");
+        hub.behave();
+        let gates: [Gate; 3] = Default::default();
+        for (digest, gate) in digests.iter().zip(&gates) {
+            hub.misbehave(Fault::always(At::BlobOf(*digest), Misdeed::Held(gate.clone())));
+        }
+        let client = daemon
+            .pulling(&user, &out, &["--force", "x.sif", &uri])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start sctl");
+        let mut arrived = Vec::new();
+        for at in order {
+            gates[at].open();
+            wait_until("the next layer is packed", Duration::from_secs(20), || {
+                let packs = kept(&daemon).into_iter().filter(|name| name.ends_with(".pack"));
+                let new = packs.filter(|name| !arrived.contains(name)).collect::<Vec<_>>();
+                arrived.extend(new.clone());
+                !new.is_empty()
+            });
+            let last = arrived.last().expect("it has arrived");
+            assert!(last.contains(&digests[at].hex()), "{order:?}: {arrived:?} although layer {at} was let go");
+        }
+        assert_eq!(arrived.len(), 3, "{order:?}");
+        succeeded(&client.wait_with_output().expect("wait for sctl"));
+        files.push(fs::read(out.join("x.sif")).expect("read the SIF"));
+    }
+    for (n, file) in files.iter().enumerate() {
+        assert!(*file == files[0], "order {n}: other bytes than in order 0");
     }
 }
