@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sctl_common::Uri;
+
 use super::{Context, order, until_interrupted};
 use crate::{
     cli::{Settings, Task},
@@ -27,7 +29,12 @@ pub fn pull(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
         [] => return Err(Failure::new("No transport type URI supplied")),
     };
     let text = text.to_str().ok_or_else(|| Failure::new(format!("Bad URI {}", text.to_string_lossy())))?;
-    let uri = order::parse_uri(text)?;
+    let uri = order::parse_uri(text).map_err(|failure| match out.as_ref().and_then(|out| out.to_str()) {
+        Some(first) if Uri::looks_like_one(first) && !Uri::looks_like_one(text) => {
+            failure.hint(format!("the file comes first, the image behind it: pull {text} {first}"))
+        }
+        _ => failure,
+    })?;
     let settings = &task.settings;
     let path = file_name(settings, out, &uri.default_file_name());
     let target = Target::check(path, settings.switch("force"))?;

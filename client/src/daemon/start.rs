@@ -112,7 +112,13 @@ fn last_words(log: &File) -> Vec<String> {
     }
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines.iter().rev().take(5).rev().map(|line| (*line).to_owned()).collect()
+    // They become causes here, whatever they were there.
+    let bare = |line: &str| -> String {
+        let line = line.trim();
+        let label = ["FATAL:", "ERROR:", "cause:"].iter().find_map(|label| line.strip_prefix(label));
+        label.unwrap_or(line).trim_start().to_owned()
+    };
+    lines.iter().rev().take(5).rev().map(|line| bare(line)).collect()
 }
 
 /// Makes the directory of the sockets, or checks that nobody else made it.
@@ -334,8 +340,9 @@ mod tests {
     #[test]
     fn last_words_are_the_last_lines() {
         let mut log = tempfile::tempfile().unwrap();
-        (0..9).for_each(|n| writeln!(log, "line {n}\n").unwrap());
-        assert_eq!(last_words(&log), ["line 4", "line 5", "line 6", "line 7", "line 8"]);
+        (0..6).for_each(|n| writeln!(log, "line {n}\n").unwrap());
+        log.write_all(b"FATAL:   cannot open the cache\n  cause: Permission denied\n").unwrap();
+        assert_eq!(last_words(&log), ["line 3", "line 4", "line 5", "cannot open the cache", "Permission denied"]);
     }
 
     #[test]

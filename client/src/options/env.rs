@@ -77,6 +77,13 @@ fn parse_assignments(text: &OsStr) -> Result<Vec<(OsString, OsString)>, Failure>
             _ => joined.push(part.to_vec()),
         }
     }
+    joined.retain(|part| {
+        let is_bad = has_bad_name(part);
+        if is_bad {
+            warning!("Ignored environment variable {}: no valid name", String::from_utf8_lossy(part));
+        }
+        !is_bad
+    });
     joined
         .iter()
         .map(|part| {
@@ -86,6 +93,11 @@ fn parse_assignments(text: &OsStr) -> Result<Vec<(OsString, OsString)>, Failure>
             })
         })
         .collect()
+}
+
+/// Says whether a part names a variable, though none that a shell can have.
+fn has_bad_name(part: &[u8]) -> bool {
+    part.iter().position(|&byte| byte == b'=').is_some_and(|at| at > 0 && assignment(part).is_none())
 }
 
 /// Name and value, if the name is one that a shell can have.
@@ -182,8 +194,12 @@ mod tests {
         ] {
             assert_eq!(parse_assignments(text.as_ref()).unwrap(), expected, "{text}");
         }
-        for bad in ["A", "=1", "1A=2", "A B=1"] {
+        for bad in ["A", "=1"] {
             assert!(parse_assignments(bad.as_ref()).is_err(), "{bad}");
+        }
+        // No shell could have them: dropped, as everywhere else.
+        for unusable in ["1A=2", "A B=1", "A-B=1"] {
+            assert_eq!(parse_assignments(unusable.as_ref()).unwrap(), pairs(&[]), "{unusable}");
         }
     }
 

@@ -249,7 +249,12 @@ fn cannot_execute(name: &OsStr, candidate: &Path, error: &io::Error) -> Failure 
     // The file is there, so it is something that it needs.
     match interpreter(candidate) {
         Some(Interpreter::Script(shell)) => {
-            failure.cause(format!("its interpreter {} does not exist in container", quoted(&shell)))
+            let failure = failure.cause(format!("its interpreter {} does not exist in container", quoted(&shell)));
+            if shell.as_bytes().ends_with(b"\r") {
+                failure.hint("its lines end as in DOS; convert it, with dos2unix for example")
+            } else {
+                failure
+            }
         }
         Some(Interpreter::Loader(loader)) => failure
             .cause(format!("its loader {} does not exist in container", quoted(&loader)))
@@ -276,8 +281,10 @@ fn read_head(path: &Path) -> Option<Vec<u8>> {
 fn interpreter(path: &Path) -> Option<Interpreter> {
     let head = read_head(path)?;
     if let Some(line) = head.strip_prefix(b"#!") {
-        let line = line.split(|&byte| byte == b'\n').next()?.trim_ascii();
-        let program = line.split(|byte| byte.is_ascii_whitespace()).next()?;
+        // A carriage return belongs to the name, for the kernel too.
+        let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let line = line.split(|&byte| byte == b'\n').next()?;
+        let program = line.split(is_blank).find(|word| !word.is_empty())?;
         return Some(Interpreter::Script(OsStr::from_bytes(program).to_owned()));
     }
     loader(&head).map(Interpreter::Loader)

@@ -352,6 +352,10 @@ impl Job {
         warn!(what = self.what, %exit, said, "job ended without a result");
         let failure = Failure::new(ErrorKind::Internal, format!("the job {} ended with {exit}", self.what));
         match exit {
+            // SIGXFSZ
+            Exit::Signal(25) => {
+                failure.hint("files of the daemon may not become that large: see `ulimit -f` of whoever started it")
+            }
             Exit::Signal(9) => failure.hint("the system may have run out of memory; the daemon's log may tell more"),
             _ => failure.hint("this is a fault of sctl; the daemon's log may tell more"),
         }
