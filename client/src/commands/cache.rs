@@ -169,10 +169,14 @@ fn info_text(reply: &CacheInfoReply) -> String {
         ("Mounts", reply.mounts.to_string()),
         ("Leases", reply.leases.to_string()),
     ];
-    // Mounts and leases of others are no caller's business.
-    let shown = if reply.all_users { rows.len() } else { rows.len() - 2 };
-    let mut text: String =
-        rows[..shown].iter().map(|(name, value)| format!("{:<18}{value}\n", format!("{name}:"))).collect();
+    // What others fetched, mount and lease is no caller's business.
+    let is_shown = |name: &str| match name {
+        "Fetched so far" | "Saved by reuse" => reply.all_users || reply.user_mode,
+        "Mounts" | "Leases" => reply.all_users,
+        _ => true,
+    };
+    let shown = rows.iter().filter(|(name, _)| is_shown(name));
+    let mut text: String = shown.map(|(name, value)| format!("{:<18}{value}\n", format!("{name}:"))).collect();
     if reply.all_users && !reply.usage.is_empty() {
         let mut users = Users::default();
         let mut table = Table::new(&["USER", "IMAGES", "SIZE", "LAYERS", "SIZE"], &[18]);

@@ -575,7 +575,8 @@ fn make_tree(
                 Database::Passwd => accounts::passwd(&image, caller, home.as_os_str()),
                 Database::Group => accounts::group(&image, caller),
             };
-            read_only_file(root, &content)?
+            // Where all can be written, entry points add themselves here.
+            if root.is_writable() { root.session_file(&content)? } else { read_only_file(root, &content)? }
         }
     }))
 }

@@ -125,6 +125,11 @@ impl NewRoot {
         Ok(Self { root, image, session, shadows: Vec::new(), own: Vec::new(), directories: 0, writable })
     }
 
+    /// Whether what is in it can be written in the end.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// Makes a new empty directory in the session's tmpfs and returns it.
     ///
     /// # Errors

@@ -218,6 +218,9 @@ fn privileged_a_throw_away_layer_can_be_written_everywhere() {
             let mountinfo =
                 succeeded(&exec(&daemon, &user, &["--writable-tmpfs", &uri, "cat", "/proc/self/mountinfo"]));
             assert_eq!(kind(&mountinfo), "overlay");
+            let accounts = "echo 'added:x:5:5::/:/bin/sh' >> /etc/passwd && id -un 5 && tail -n 1 /etc/passwd";
+            let added = exec(&daemon, &user, &["--writable-tmpfs", &uri, "sh", "-c", accounts]);
+            assert!(succeeded(&added).ends_with("added:x:5:5::/:/bin/sh\n"), "{}", stdout(&added));
             // Nothing of it is left, in the layer or in the image.
             let after = exec(&daemon, &user, &["--writable-tmpfs", &uri, "ls", "/etc/issue", "/etc/debian_version"]);
             assert_eq!(succeeded(&after), "/etc/debian_version\n/etc/issue\n");
