@@ -10,7 +10,7 @@
 use std::{
     fs::{DirBuilder, File, Metadata, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -22,6 +22,9 @@ use crate::{cli::Environment, daemon::DeliveredImage, failure::reason, output::d
 
 /// Most copies that are remembered; the oldest records go first.
 const MAX_RECORDS: usize = 256;
+
+/// Bytes that are compared at once.
+const COMPARED: usize = 1 << 20;
 
 /// Longest record that is read.
 const MAX_RECORD: u64 = 8 << 10;
@@ -72,11 +75,24 @@ pub fn remember(environment: &Environment, copy: &File, image: DeliveredImage) {
     }
 }
 
-/// Says which image `file` is an unchanged copy of.
+/// What is known of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recalled {
+    /// It has not been changed.
+    Unchanged(DeliveredImage),
+    /// It has been renamed, or its mode or owner has been changed: or it was
+    /// written and its time put back. Its contents have to tell.
+    Touched(DeliveredImage),
+}
+
+/// Why a copy is no copy any more.
+pub const CHANGED: &str = "it has been changed since it was delivered";
+
+/// Says which image `file` is a copy of.
 ///
 /// # Errors
 /// Why that is not known.
-pub fn recall(environment: &Environment, file: &File) -> Result<DeliveredImage, String> {
+pub fn recall(environment: &Environment, file: &File) -> Result<Recalled, String> {
     let unknown = || "it is not known as a copy of an image of the cache".to_owned();
     let read = || {
         let folder = folder(environment)?;
@@ -85,7 +101,7 @@ pub fn recall(environment: &Environment, file: &File) -> Result<DeliveredImage, 
     };
     match read() {
         Ok(Some(image)) => Ok(image),
-        Ok(None) => Err("it has been changed since it was delivered".to_owned()),
+        Ok(None) => Err(CHANGED.to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(unknown()),
         Err(error) => {
             debug!("the record of deliveries is not used: {}", reason(&error));
@@ -139,8 +155,31 @@ fn write(folder: &Path, copy: &File, image: DeliveredImage) -> io::Result<()> {
     prune(folder, MAX_RECORDS)
 }
 
+/// Whether two files have the same contents.
+///
+/// # Errors
+/// As `pread(2)`.
+pub fn same_contents(left: &File, right: &File) -> io::Result<bool> {
+    let len = left.metadata()?.size();
+    if right.metadata()?.size() != len {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (vec![0; COMPARED], vec![0; COMPARED]);
+    let mut at = 0;
+    while at < len {
+        let now = usize::try_from(len - at).map_or(COMPARED, |left| left.min(COMPARED));
+        left.read_exact_at(&mut one[..now], at)?;
+        right.read_exact_at(&mut other[..now], at)?;
+        if one[..now] != other[..now] {
+            return Ok(false);
+        }
+        at += now as u64;
+    }
+    Ok(true)
+}
+
 /// `None` if there is a record of the file, but of another state of it.
-fn read(folder: &Path, stamp: &Stamp) -> io::Result<Option<DeliveredImage>> {
+fn read(folder: &Path, stamp: &Stamp) -> io::Result<Option<Recalled>> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(folder.join(stamp.file_name()))?;
     let found = file.metadata()?;
@@ -150,7 +189,14 @@ fn read(folder: &Path, stamp: &Stamp) -> io::Result<Option<DeliveredImage>> {
     let mut text = Vec::with_capacity(512);
     file.take(MAX_RECORD).read_to_end(&mut text)?;
     let Record { file, reference, platform, image_key } = serde_json::from_slice(&text)?;
-    Ok((file == *stamp).then_some(DeliveredImage { reference, platform, image_key }))
+    let image = DeliveredImage { reference, platform, image_key };
+    Ok(if file == *stamp {
+        Some(Recalled::Unchanged(image))
+    } else if (Stamp { changed: file.changed, ..stamp.clone() }) == file {
+        Some(Recalled::Touched(image))
+    } else {
+        None
+    })
 }
 
 /// Removes the oldest records, so that `keep` are left.
@@ -194,7 +240,7 @@ mod tests {
         (home, environment, path)
     }
 
-    fn recalled(environment: &Environment, path: &Path) -> Result<DeliveredImage, String> {
+    fn recalled(environment: &Environment, path: &Path) -> Result<Recalled, String> {
         recall(environment, &File::open(path).unwrap())
     }
 
@@ -202,7 +248,7 @@ mod tests {
     fn an_unchanged_copy_is_known() {
         let (home, environment, path) = delivered();
         fs::read(&path).unwrap();
-        assert_eq!(recalled(&environment, &path), Ok(image()));
+        assert_eq!(recalled(&environment, &path), Ok(Recalled::Unchanged(image())));
         let folder = home.path().join(".cache/sctl/delivered");
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing temporary is left");
@@ -213,11 +259,18 @@ mod tests {
         // Ctimes have the granularity of the kernel's clock tick.
         let later = || std::thread::sleep(Duration::from_millis(20));
         type Change = fn(&Path);
-        let changes: [(&str, Change); 5] = [
+        let changes: [(&str, Change); 3] = [
             ("written in place", |path| File::options().write(true).open(path).unwrap().write_all(b"CONTENT").unwrap()),
             ("appended to", |path| File::options().append(true).open(path).unwrap().write_all(b"x").unwrap()),
             ("touched", |path| File::open(path).unwrap().set_modified(SystemTime::now()).unwrap()),
+        ];
+        let touches: [(&str, Change); 3] = [
             ("its mode changed", |path| fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap()),
+            ("renamed", |path| {
+                let elsewhere = path.with_extension("img");
+                fs::rename(path, &elsewhere).unwrap();
+                fs::rename(&elsewhere, path).unwrap();
+            }),
             ("written, and its time put back", |path| {
                 let time = fs::metadata(path).unwrap().modified().unwrap();
                 let mut file = File::options().write(true).open(path).unwrap();
@@ -225,6 +278,14 @@ mod tests {
                 file.set_modified(time).unwrap();
             }),
         ];
+        for (name, touch) in touches {
+            let (_home, environment, path) = delivered();
+            later();
+            touch(&path);
+            assert_eq!(recalled(&environment, &path), Ok(Recalled::Touched(image())), "{name}");
+            remember(&environment, &File::open(&path).unwrap(), image());
+            assert_eq!(recalled(&environment, &path), Ok(Recalled::Unchanged(image())), "{name}");
+        }
         for (name, change) in changes {
             let (_home, environment, path) = delivered();
             later();
@@ -239,6 +300,26 @@ mod tests {
         later();
         fs::rename(&copy, &path).unwrap();
         assert!(recalled(&environment, &path).is_err(), "replaced");
+    }
+
+    #[test]
+    fn contents_are_compared_to_the_last_byte() {
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            file
+        };
+        for len in [0, 1, COMPARED - 1, COMPARED, COMPARED + 1] {
+            let mut bytes = vec![7; len];
+            let original = file(&bytes);
+            assert!(same_contents(&original, &file(&bytes)).unwrap(), "{len}");
+            assert!(!same_contents(&original, &file(&vec![7; len + 1])).unwrap(), "{len}");
+            for at in [0, len / 2, len.wrapping_sub(1)].into_iter().filter(|&at| at < len) {
+                bytes[at] = 8;
+                assert!(!same_contents(&original, &file(&bytes)).unwrap(), "{len} {at}");
+                bytes[at] = 7;
+            }
+        }
     }
 
     #[test]

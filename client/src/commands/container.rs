@@ -14,7 +14,7 @@ use crate::{
     cli::{Action, Task},
     config::Config,
     daemon::{self, Daemon, Kind, OpenedSif, Wish},
-    delivered,
+    delivered::{self, Recalled},
     failure::{Failure, reason},
     options,
     output::{
@@ -137,13 +137,21 @@ fn mounted(context: &Context<'_>, file: &File, wish: Wish) -> Option<(File, Owne
     if daemon.kind() == Kind::User {
         return None;
     }
-    let opened = delivered::recall(context.environment, file).and_then(|image| daemon.open_delivered(image, wish));
-    let found = opened.and_then(|OpenedSif { file, mount, .. }| match mount {
-        Some(Ok(mount)) => Ok((file, mount)),
-        Some(Err(why)) => Err(why),
-        None => Err("none was asked for".to_owned()),
-    });
-    found.map_err(|why| over_fuse(&why)).ok()
+    let open = || -> Result<(File, OwnedFd), String> {
+        let recalled = delivered::recall(context.environment, file)?;
+        let (Recalled::Unchanged(image) | Recalled::Touched(image)) = &recalled;
+        let opened = daemon.open_delivered(image.clone(), wish)?;
+        let mount = opened.mount.unwrap_or_else(|| Err("none was asked for".to_owned()))?;
+        if let Recalled::Touched(image) = recalled {
+            verbose!("The image was renamed or touched: comparing it with the cache");
+            if !delivered::same_contents(file, &opened.file).unwrap_or(false) {
+                return Err(delivered::CHANGED.to_owned());
+            }
+            delivered::remember(context.environment, file, image);
+        }
+        Ok((opened.file, mount))
+    };
+    open().map_err(|why| over_fuse(&why)).ok()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Output, Stdio},
     time::Duration,
@@ -328,9 +329,18 @@ fn privileged_an_unchanged_copy_of_a_cached_image_is_as_fast() {
     fs::write(copy.record(), &text).expect("restore the record");
     assert_eq!(copy.run(&own), fast);
 
+    // Renamed, as workflow engines do once a pull has succeeded.
+    let renamed = copy.folder.join("renamed.img");
+    fs::rename(&own, &renamed).expect("rename the SIF");
+    assert_eq!(copy.run(&renamed), fast);
+    fs::rename(&renamed, &own).expect("rename the SIF");
+    assert_eq!(copy.run(&own), fast);
     // Written to, with its times put back.
     let time = fs::metadata(&own).expect("stat").modified().expect("a time");
-    let file = fs::File::options().append(true).open(&own).expect("open the SIF");
+    let file = fs::File::options().read(true).write(true).open(&own).expect("open the SIF");
+    let (mut byte, last) = ([0], file.metadata().expect("stat").len() - 1);
+    file.read_exact_at(&mut byte, last).expect("read the SIF");
+    file.write_all_at(&[!byte[0]], last).expect("write to the SIF");
     file.set_modified(time).expect("put the time back");
     assert_eq!(copy.run(&own), served(CHANGED));
     // Replaced by another pull: known again, and the old one forgotten.
