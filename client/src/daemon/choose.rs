@@ -13,7 +13,7 @@ use crate::{
     cli::Environment,
     failure::{Failure, reason},
     flavour::Flavour,
-    output::verbose,
+    output::{verbose, warning},
 };
 
 /// The longest name of a socket in a directory of the caller's.
@@ -46,6 +46,9 @@ pub struct Choice {
     /// it. It may have been started with another environment (a batch job's,
     /// say) and so listen elsewhere.
     pub record: Option<PathBuf>,
+    /// Directory of the caller's for a cache among the host's temporary files,
+    /// because the usual place cannot be written.
+    pub temporary: Option<PathBuf>,
     /// Where a daemon of the caller's own keeps its cache, if not at the usual
     /// place.
     pub cache_dir: Option<PathBuf>,
@@ -93,7 +96,15 @@ pub fn choose(
         None if is_installed(system_socket) => (Kind::System, system_socket.to_owned()),
         None => (Kind::User, user_directory(environment, who.euid).join("sctl.sock")),
     };
+    let home = environment.get("HOME").map(PathBuf::from).filter(|home| kind == Kind::User && home.is_absolute());
+    let usual = home.as_ref().map(|home| home.join(".cache/sctl"));
+    let unwritable = usual.as_ref().filter(|usual| cache_parent.is_none() && !can_be_written(usual));
+    let temporary = unwritable.map(|usual| {
+        warning!("Cache disabled - cache location {} is not writable.", usual.display());
+        without_runtime_directory(environment, who.euid, Path::new("/tmp"))
+    });
     let cache_dir = match (cache_parent, kind) {
+        (None, Kind::User) => temporary.as_ref().map(|directory| directory.join("cache")),
         (Some(parent), Kind::User) => Some(absolute(parent)?.join("cache/sctl")),
         (Some(parent), Kind::System | Kind::Explicit) => {
             verbose!("The cache is the daemon's own: {} is not used", parent.display());
@@ -101,8 +112,6 @@ pub fn choose(
         }
         (None, _) => None,
     };
-    let home = environment.get("HOME").map(PathBuf::from).filter(|_| kind == Kind::User);
-    let usual = home.as_ref().map(|home| home.join(".cache/sctl"));
     let record = cache_dir.as_ref().or(usual.as_ref()).map(|cache| cache.join(proc::socket_record()));
     // Each cache has a daemon of its own, that of a borrowed home too.
     let other = cache_dir.clone().or_else(|| usual.filter(|_| home.is_some_and(|home| is_borrowed(&home, who.euid))));
@@ -122,12 +131,21 @@ pub fn choose(
                 .cause(format!("its path has {len} bytes, more than {MAX_SOCKET_PATH}")));
         }
     }
-    Ok(Choice { kind, socket, mount_socket, record, cache_dir })
+    Ok(Choice { kind, socket, mount_socket, record, temporary, cache_dir })
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
     std::path::absolute(&path)
         .map_err(|error| Failure::new(format!("Unable to use the socket {}", path.display())).cause(reason(&error)))
+}
+
+/// Whether a cache can be at `path`: whether the caller may write to it, or to
+/// the nearest directory above it that exists.
+fn can_be_written(path: &Path) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    let exists = |path: &&Path| path.symlink_metadata().is_ok();
+    let nearest = path.ancestors().find(exists);
+    nearest.is_some_and(|path| accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok())
 }
 
 /// Whether `home` is another directory than the one that the user's account
@@ -262,5 +280,17 @@ mod tests {
         let borrowed = Identity { uid: own().uid + 1, euid: own().euid };
         let choice = choose(&Environment::of(&both), Flavour::Sctl, borrowed, Path::new(NOWHERE)).unwrap();
         assert_eq!(choice.cache_dir, None);
+    }
+
+    #[test]
+    fn a_home_that_cannot_be_written_has_its_cache_elsewhere() {
+        let home = tempfile::tempdir().unwrap();
+        let of = |home: &Path| {
+            let environment = Environment::of(&[("HOME", home.to_str().unwrap())]);
+            choose(&environment, Flavour::Sctl, own(), Path::new(NOWHERE)).unwrap()
+        };
+        assert_eq!((of(home.path()).temporary, of(home.path()).cache_dir), (None, None));
+        // /proc takes no directories, whoever asks; nor does a missing root.
+        assert!(can_be_written(&home.path().join("a/b/c")) && !can_be_written(Path::new("/proc/1/x/y")));
     }
 }

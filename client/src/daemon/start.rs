@@ -46,6 +46,9 @@ const PASSED_ON: [&str; 7] =
 pub fn ensure(choice: &Choice, environment: &Environment, answers: &dyn Fn() -> bool) -> Result<(), Failure> {
     let directory = choice.socket.parent().unwrap_or(Path::new("/"));
     prepare(directory)?;
+    if let Some(temporary) = &choice.temporary {
+        prepare(temporary)?;
+    }
     let give_up = Instant::now() + READY;
     // One starter at a time: the others find its daemon when they get the lock.
     let _lock = lock(&choice.socket.with_extension("start"), give_up)?;
@@ -327,6 +330,7 @@ mod tests {
             socket: "/s/sctl.sock".into(),
             mount_socket: "/s/mount.sock".into(),
             record: None,
+            temporary: None,
             cache_dir: None,
         };
         let home = home(&environment).unwrap();

@@ -153,3 +153,20 @@ fn privileged_environments_of_one_user_share_the_daemon() {
     exec(&|_| {});
     assert_eq!(home.daemons().len(), 1);
 }
+
+#[test]
+fn privileged_a_home_that_cannot_be_written_costs_the_cache_only() {
+    let Some(home) = home("privileged_a_home_that_cannot_be_written_costs_the_cache_only") else { return };
+    let registry = Registry::start();
+    registry.seed(&debian::busybox(), "busybox:1");
+    let uri = format!("docker://{}", registry.reference("busybox:1"));
+    let closed = home.home().join("closed");
+    std::fs::create_dir(&closed).expect("make a home of root's");
+    let exec = home.sctl().env("HOME", &closed).args(["exec", "--no-https", &uri, "echo", "ok"]).output();
+    let exec = exec.expect("run sctl");
+    assert_eq!(stdout(&exec), "ok\n", "{}", stderr(&exec));
+    let warning =
+        format!("WARNING: Cache disabled - cache location {}/.cache/sctl is not writable.\n", closed.display());
+    assert!(stderr(&exec).starts_with(&warning), "{}", stderr(&exec));
+    assert_eq!(std::fs::read_dir(&closed).expect("read the home").count(), 0);
+}
