@@ -21,12 +21,29 @@ fn built() -> PathBuf {
     folder.to_owned()
 }
 
+/// Folders of the programs are named so, with the pid of their process.
+const FOLDER: &str = "sctl-programs-";
+
+/// Removes the folders of processes that have ended: nothing runs at the end of
+/// a test process that could.
+fn sweep() {
+    for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(FOLDER)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another test process may be doing the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Copies of the programs that every user can run, with all their names.
 pub fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let built = built();
-        let folder = env::temp_dir().join(format!("sctl-programs-{}", std::process::id()));
+        sweep();
+        let folder = env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
         fs::create_dir_all(&folder).expect("make the programs' folder");
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("open the programs' folder");
         for name in ["sctl", "sctld"] {
