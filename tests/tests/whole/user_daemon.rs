@@ -149,7 +149,9 @@ fn privileged_environments_of_one_user_share_the_daemon() {
     // A login session starts it; a batch job of the same user finds it, though
     // its environment leads to another place for the socket.
     exec(&|_| {});
-    exec(&|sctl| drop(sctl.env_remove("XDG_RUNTIME_DIR")));
+    exec(&|sctl| {
+        sctl.env_remove("XDG_RUNTIME_DIR");
+    });
     exec(&|_| {});
     assert_eq!(home.daemons().len(), 1);
 }
