@@ -10,6 +10,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::Path,
+    process::Command,
 };
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -94,7 +95,24 @@ fn main() -> io::Result<()> {
         "nested, unmount what was mounted above",
         rustix::mount::unmount("/tmp/a", UnmountFlags::DETACH).map_err(Into::into),
     );
+
+    // Whoever is root, even of a namespace only, has every capability there
+    // after any program. So not as that.
+    ns::unshare(Namespaces::USER)?;
+    ns::map_single_ids((1, 1), (0, 0))?;
+    for name in ["setuid", "capable"] {
+        let program = Path::new("/tmp/a").join(name);
+        if program.exists() {
+            tell(&format!("run {name}"), run(&program));
+        }
+    }
     Ok(())
+}
+
+/// What a copy of grep finds out about the process that it runs in.
+fn run(program: &Path) -> io::Result<String> {
+    let output = Command::new(program).args(["-E", "^(Uid|Gid|CapPrm|CapEff):", "/proc/self/status"]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 /// What the files are, and what may be done to them.

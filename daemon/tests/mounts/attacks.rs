@@ -3,13 +3,32 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    io::Read as _,
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
+    },
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
-use sctl_engine::{MountWish, mount::NoMount};
+use rustix::{
+    fs::{Mode, OFlags, RenameFlags},
+    process::{Gid, Uid},
+};
+use sctl_engine::{
+    Caller, MountWish,
+    cache::{Cache, CacheError, CacheMode, CacheOptions},
+    mount::{MountOptions, Mounts, NoMount, Slots, Unavailable},
+};
+use sctl_sys::mount::{self, MountAttributes};
 
-use super::support::{World, abuse, can_mount, example, install, options, user};
+use super::support::{Image, OFFSET, World, abuse, abuse_from_a_login, can_mount, example, install, options, user};
 
 const EPERM: &str = "errno 1";
 const EACCES: &str = "errno 13";
@@ -17,54 +36,340 @@ const EROFS: &str = "errno 30";
 
 fn nothing(_: &Path) {}
 
+/// An image with a device node: the converter leaves them out, this one did not.
+fn image_with_device(world: &World, name: &str) -> Image {
+    world.image(name, |root| {
+        let (mode, device) = (rustix::fs::Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3));
+        let folder = fs::File::open(root).unwrap();
+        rustix::fs::mknodat(&folder, "null", rustix::fs::FileType::CharacterDevice, mode, device).unwrap();
+        fs::set_permissions(root.join("null"), fs::Permissions::from_mode(0o666)).unwrap();
+    })
+}
+
+/// What comes of everything that a receiver of a shared mount of such an image
+/// tries.
+fn nothing_but_reading(name: &str) -> BTreeMap<String, String> {
+    let read = format!("hello from {name}");
+    let mut expected = BTreeMap::from(
+        [
+            ("attach it in a second namespace", "errno 22"),
+            ("remount without read-only", EPERM),
+            ("remount without nosuid", EPERM),
+            ("remount without nodev", EPERM),
+            ("reconfigure the superblock", EPERM),
+            ("bind, remount without read-only", EPERM),
+            ("nested, remount without read-only", EPERM),
+            ("nested, unmount what was mounted above", "errno 22"),
+            ("read a file", &read),
+            ("who owns image root's file", "65534"),
+            ("who owns the file with this user's id", "65534"),
+            ("create a file", EROFS),
+            ("write a file", EROFS),
+            ("lease hello", EACCES),
+            ("lease of-test-a", EACCES),
+            ("unlink a file", EROFS),
+            ("open a device", EACCES),
+            ("give it ids of one's own", EPERM),
+            ("what is above it", "this user's own folder"),
+        ]
+        .map(|(what, result)| (what.to_owned(), result.to_owned())),
+    );
+    for when in ["detached", "attached", "a clone of it", "nested"] {
+        for flag in ["read-only", "nosuid", "nodev"] {
+            expected.insert(format!("{when}, clear {flag}"), EPERM.to_owned());
+        }
+    }
+    expected
+}
+
 #[test]
 fn privileged_what_restricts_a_mount_stays_whatever_its_receiver_tries() {
     if !can_mount() {
         return;
     }
     let world = World::new(options());
-    let image = world.image("flags", |root| {
-        // The converter leaves them out; this one did not.
-        let (mode, device) = (rustix::fs::Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3));
-        let folder = fs::File::open(root).unwrap();
-        rustix::fs::mknodat(&folder, "null", rustix::fs::FileType::CharacterDevice, mode, device).unwrap();
-        fs::set_permissions(root.join("null"), fs::Permissions::from_mode(0o666)).unwrap();
-    });
+    let image = image_with_device(&world, "flags");
     for name in ["sctl-test-a", "sctl-test-b"] {
         let attached = world.mounts().attach(user(name), &image.open(), MountWish::Shared).unwrap();
         assert!(attached.shared);
-        let said = abuse(&attached.mount, user(name));
-        let mut expected = BTreeMap::from(
-            [
-                ("attach it in a second namespace", "errno 22"),
-                ("remount without read-only", EPERM),
-                ("remount without nosuid", EPERM),
-                ("remount without nodev", EPERM),
-                ("reconfigure the superblock", EPERM),
-                ("bind, remount without read-only", EPERM),
-                ("nested, remount without read-only", EPERM),
-                ("nested, unmount what was mounted above", "errno 22"),
-                ("read a file", "hello from flags"),
-                ("who owns image root's file", "65534"),
-                ("who owns the file with this user's id", "65534"),
-                ("create a file", EROFS),
-                ("write a file", EROFS),
-                ("lease hello", EACCES),
-                ("lease of-test-a", EACCES),
-                ("unlink a file", EROFS),
-                ("open a device", EACCES),
-                ("give it ids of one's own", EPERM),
-                ("what is above it", "this user's own folder"),
-            ]
-            .map(|(what, result)| (what.to_owned(), result.to_owned())),
-        );
-        for when in ["detached", "attached", "a clone of it", "nested"] {
-            for flag in ["read-only", "nosuid", "nodev"] {
-                expected.insert(format!("{when}, clear {flag}"), EPERM.to_owned());
-            }
-        }
-        assert_eq!(said, expected, "{name}");
+        assert_eq!(abuse(&attached.mount, user(name)), nothing_but_reading("flags"), "{name}");
     }
+}
+
+#[test]
+fn privileged_a_mount_outlives_its_right_restricted_as_ever_and_is_attached_once() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    let image = image_with_device(&world, "passed");
+    let attached = world.mounts().attach(user("sctl-test-a"), &image.open(), MountWish::Shared).unwrap();
+    // Nothing is left of what it came from, but for the device that it holds.
+    world.mounts().unmount(&image.meta.key);
+    fs::remove_file(&image.path).unwrap();
+    world.mounts = None;
+    // Not even root takes from it what restricts it.
+    for flag in [MountAttributes::READ_ONLY, MountAttributes::NO_SUID, MountAttributes::NO_DEV] {
+        let error = mount::relax(&attached.mount, flag).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{flag:?}");
+    }
+    // Whoever it was passed to can do with it what its receiver could.
+    assert_eq!(abuse(&attached.mount, user("sctl-test-b")), nothing_but_reading("passed"));
+    // And nobody attaches it again, root included.
+    let place = tempfile::tempdir().unwrap();
+    let again = mount::attach(&attached.mount, fs::File::open(place.path()).unwrap()).unwrap_err();
+    assert_eq!(again.raw_os_error(), Some(rustix::io::Errno::INVAL.raw_os_error()), "{again}");
+    drop(attached);
+    image.wait_freed();
+}
+
+/// `security.capability` of version 2: `CAP_DAC_OVERRIDE`, `CAP_SETUID` and
+/// `CAP_SYS_ADMIN`, permitted, and effective from the start.
+const CAPABLE: [u8; 20] = [1, 0, 0, 2, 0x82, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Where something is mounted for the time of a test, and nothing but that
+/// something decides who may enter.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new(mount: impl FnOnce(&Path)) -> Self {
+        let place = tempfile::tempdir_in("/var/lib").unwrap();
+        mount(place.path());
+        Self(place)
+    }
+
+    /// What a program of it finds out about the process that `caller` runs it in.
+    fn run(&self, program: &str, caller: Caller) -> String {
+        let output = std::process::Command::new(self.0.path().join(program))
+            .args(["-E", "^(Uid|Gid|CapPrm|CapEff):", "/proc/self/status"])
+            .uid(caller.uid)
+            .gid(caller.gid)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Without it the folder stays, and nothing else.
+        let _ = mount::detach(self.0.path());
+    }
+}
+
+#[test]
+fn privileged_setuid_programs_and_file_capabilities_give_nothing() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    let image = world.image("powers", |root| {
+        for name in ["setuid", "capable"] {
+            fs::copy("/bin/grep", root.join(name)).unwrap();
+        }
+        fs::set_permissions(root.join("setuid"), fs::Permissions::from_mode(0o6755)).unwrap();
+        let flags = rustix::fs::XattrFlags::CREATE;
+        rustix::fs::setxattr(root.join("capable"), "security.capability", &CAPABLE, flags).unwrap();
+    });
+    // Not the one to whom a file belongs: where ids are not mapped there would
+    // be no mount.
+    let caller = user("sctl-test-b");
+    let (uid, gid) = (caller.uid, caller.gid);
+    let none = "0".repeat(16);
+    let powerless = format!("Uid: {uid} {uid} {uid} {uid} Gid: {gid} {gid} {gid} {gid} CapPrm: {none} CapEff: {none}");
+
+    // They are what they should be: from a mount of anybody else's they give
+    // all that they promise.
+    let bare = Place::new(|place| {
+        let options = format!("loop,ro,offset={OFFSET}");
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "squashfs", "-o", &options])
+            .args([&image.path, place])
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+    });
+    let said = bare.run("setuid", caller);
+    assert!(said.starts_with(&format!("Uid: {uid} 0 0 0 Gid: {gid} 0 0 0 ")), "{said}");
+    assert!(!said.ends_with(&none), "{said}");
+    assert!(bare.run("capable", caller).ends_with("CapPrm: 0000000000200082 CapEff: 0000000000200082"));
+    drop(bare);
+
+    for (idmapped, wish) in [(true, MountWish::Shared), (false, MountWish::Shared), (true, MountWish::Private)] {
+        world.start(MountOptions { idmapped, ..options() }, 4).unwrap();
+        let attach = || world.mounts().attach(caller, &image.open(), wish).unwrap().mount;
+        let mount = attach();
+        // Where nothing but the mount keeps them from it: in the host's own
+        // user namespace.
+        let place = Place::new(|place| mount::attach(&mount, fs::File::open(place).unwrap()).unwrap());
+        for program in ["setuid", "capable"] {
+            assert_eq!(place.run(program, caller), powerless, "{program}, mapped {idmapped}, {wish:?}");
+        }
+        drop(place);
+        // Where a receiver can attach it: in a user namespace below one in
+        // which it is root.
+        let said = abuse_from_a_login(&attach(), caller);
+        for program in ["setuid", "capable"] {
+            let powerless = format!("Uid: 1 1 1 1 Gid: 1 1 1 1 CapPrm: {none} CapEff: {none}");
+            assert_eq!(said[&format!("run {program}")], powerless, "{program}, mapped {idmapped}, {wish:?}");
+        }
+    }
+}
+
+/// Keeps exchanging two names of a folder, as its owner, until this is dropped.
+struct Swapper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Swapper {
+    fn start(folder: &Path, names: [&'static str; 2], owner: Caller) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (folder, stopped) = (folder.to_owned(), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            let folder = fs::File::open(folder).unwrap();
+            let mut swaps = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                rustix::fs::renameat_with(&folder, names[0], &folder, names[1], RenameFlags::EXCHANGE).unwrap();
+                swaps += 1;
+                if swaps % 64 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            swaps
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    fn stop(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Swapper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn privileged_a_file_that_is_swapped_is_the_true_one_or_none() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let attacker = user("sctl-test-a");
+    let (real, theirs) = (world.image("real", nothing), world.image("theirs", nothing));
+    let folder = tempfile::tempdir().unwrap();
+    // One that they like, under each of the names in turn.
+    fs::copy(&theirs.path, folder.path().join("own")).unwrap();
+    fs::set_permissions(folder.path().join("own"), fs::Permissions::from_mode(0o444)).unwrap();
+    std::os::unix::fs::symlink(&real.path, folder.path().join("image")).unwrap();
+    for path in [folder.path(), &folder.path().join("own")] {
+        std::os::unix::fs::chown(path, Some(attacker.uid), Some(attacker.gid)).unwrap();
+    }
+    let swapper = Swapper::start(folder.path(), ["image", "own"], attacker);
+    let caller = user("sctl-test-b");
+    let (mut mounted, mut refused) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while mounted < 200 || refused < 200 {
+        assert!(Instant::now() < deadline, "{mounted} mounted, {refused} refused");
+        // As somebody would who trusts the name: the path leads anywhere.
+        let image = real.open_at(&folder.path().join("image"));
+        match world.mounts().attach(caller, &image, MountWish::Shared) {
+            Ok(attached) => {
+                let file = rustix::fs::openat(&attached.mount, "hello", OFlags::RDONLY, Mode::empty()).unwrap();
+                let mut text = String::new();
+                fs::File::from(file).read_to_string(&mut text).unwrap();
+                assert_eq!(text, "hello from real\n");
+                mounted += 1;
+            }
+            Err(NoMount::Unsuitable(reason)) => {
+                assert!(reason.contains("belongs to uid"), "{reason}");
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(swapper.stop() > 1000);
+}
+
+#[test]
+fn privileged_a_cache_that_is_swapped_is_roots_or_none_and_never_mounted_from() {
+    if !can_mount() {
+        return;
+    }
+    let mut world = World::new(options());
+    world.mounts = None;
+    let attacker = user("sctl-test-a");
+    // Root's cache, and a folder of the attacker's on the way to it, in which
+    // the cache's name is a link to it or a folder just like it; in memory, where names change faster than a path is walked twice.
+    let memory = mount::new_filesystem(c"tmpfs", &[(c"mode", Some(c"0755"))], MountAttributes::NONE).unwrap();
+    let base = Place::new(|place| mount::attach(&memory, fs::File::open(place).unwrap()).unwrap());
+    let (real, theirs) = (base.0.path().join("real"), base.0.path().join("theirs"));
+    let open = |path: &Path| Cache::open(CacheOptions::new(path, CacheMode::System));
+    open(&real).unwrap();
+    let identity = |dir: rustix::fs::Stat| (dir.st_dev, dir.st_ino);
+    let true_one = identity(rustix::fs::stat(&real).unwrap());
+    for dir in [&theirs, &theirs.join("other")] {
+        fs::create_dir(dir).unwrap();
+        std::os::unix::fs::chown(dir, Some(attacker.uid), Some(attacker.gid)).unwrap();
+    }
+    fs::set_permissions(theirs.join("other"), fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::symlink(&real, theirs.join("cache")).unwrap();
+    let swapper = Swapper::start(&theirs, ["cache", "other"], attacker);
+    let path = theirs.join("cache");
+    let (mut opened, mut refused) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while opened < 200 || refused < 200 {
+        assert!(Instant::now() < deadline, "{opened} opened, {refused} refused");
+        let root = match open(&path) {
+            Ok(cache) => {
+                assert_eq!(identity(rustix::fs::fstat(cache.root()).unwrap()), true_one);
+                opened += 1;
+                cache.root().try_clone_to_owned().unwrap()
+            }
+            Err(error) => {
+                assert!(matches!(error, CacheError::Untrusted { .. }), "{error}");
+                refused += 1;
+                // What it would be without that.
+                fs::File::open(&path).unwrap().into()
+            }
+        };
+        let slots = Slots::prepare(&world.dir().join("slots"), 4, options().helper.gid).unwrap();
+        let Unavailable(reason) = Mounts::start(slots, options(), &path, root).unwrap_err();
+        assert!(reason.contains(&format!("belongs to uid {}", attacker.uid)), "{reason}");
+    }
+    assert!(swapper.stop() > 1000);
+    let own = [path, theirs.join("other")].into_iter().find(|path| !path.is_symlink()).unwrap();
+    assert_eq!(fs::read_dir(own).unwrap().count(), 0, "something was made in the attacker's folder");
+}
+
+#[test]
+fn privileged_the_pid_of_a_helper_is_nobody_elses_as_long_as_the_broker_knows_it() {
+    if !can_mount() {
+        return;
+    }
+    let world = World::new(options());
+    let image = world.image("pid", nothing);
+    let caller = user("sctl-test-a");
+    let pid = world.mounts().helper_pid().unwrap();
+    let exists = || Path::new(&format!("/proc/{pid}")).exists();
+    sctl_sys::proc::kill(rustix::process::Pid::from_raw(pid).unwrap(), 9).unwrap();
+    for _ in 0..100 {
+        // In this order: the broker forgets it first.
+        let exists = exists();
+        assert!(exists || world.mounts().helper_pid() != Some(pid), "another process could have its number");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    world.mounts().attach(caller, &image.open(), MountWish::Shared).unwrap();
+    assert_ne!(world.mounts().helper_pid(), Some(pid));
+    assert!(!exists(), "it has been waited for");
 }
 
 #[test]

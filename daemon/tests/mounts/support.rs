@@ -7,7 +7,10 @@ use std::{
     io::Read as _,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::{
+            fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+            process::CommandExt as _,
+        },
     },
     path::{Path, PathBuf},
     process::Command,
@@ -27,7 +30,7 @@ use sctl_sys::{
 };
 
 /// Where the partition lies in the files made here.
-const OFFSET: u64 = 8192;
+pub const OFFSET: u64 = 8192;
 
 /// Says whether tests with mounts can run, and if not, why.
 pub fn can_mount() -> bool {
@@ -175,7 +178,12 @@ impl Image {
     }
 
     pub fn open(&self) -> ImageFile {
-        let file = File::open(&self.path).unwrap();
+        self.open_at(&self.path)
+    }
+
+    /// What is at `path`, as if it were this image.
+    pub fn open_at(&self, path: &Path) -> ImageFile {
+        let file = File::open(path).unwrap();
         let size_bytes = file.metadata().unwrap().len();
         ImageFile { file, size_bytes, meta: self.meta.clone(), grants: Grants::of(Grant::Public) }
     }
@@ -244,6 +252,25 @@ pub fn abuse(mount: &OwnedFd, caller: Caller) -> BTreeMap<String, String> {
     let mut said = String::new();
     reader.read_to_string(&mut said).unwrap();
     assert!(process.wait().unwrap().is_success(), "{said}");
+    results(&said)
+}
+
+/// The same for a process that programs may give powers, as a login's may.
+pub fn abuse_from_a_login(mount: &OwnedFd, caller: Caller) -> BTreeMap<String, String> {
+    let output = Command::new("/bin/sh")
+        .args(["-c", "exec \"$0\" 3<&0 </dev/null"])
+        .arg(example("abuse_mount"))
+        .stdin(mount.try_clone().unwrap())
+        .uid(caller.uid)
+        .gid(caller.gid)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    results(&said)
+}
+
+fn results(said: &str) -> BTreeMap<String, String> {
     said.lines()
         .map(|line| {
             let (what, result) = line.split_once(": ").unwrap_or_else(|| panic!("{said}"));

@@ -4,6 +4,7 @@
 //! `tests/install.sh` makes, against a real registry on loopback.
 
 mod admin;
+mod attacks;
 mod crash;
 mod credentials;
 mod failures;
