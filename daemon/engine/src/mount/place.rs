@@ -1,11 +1,15 @@
 //! Which caches may be mounted from.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
-    path::{Component, Path},
+    ffi::{OsStr, OsString},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    path::{Component, Path, PathBuf},
 };
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use sctl_sys::{lease::is_remote, openat::check_directory};
 
 /// Makes sure that nobody but root can change what is behind `path`: each
@@ -16,25 +20,44 @@ use sctl_sys::{lease::is_remote, openat::check_directory};
 /// What is not so, for a log.
 pub(super) fn check_place(path: &Path, root: impl AsFd) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("cannot inspect {}: {error}", path.display());
-    // Symbolic links on the way lie in folders that are looked at as well.
-    for path in [path, &path.canonicalize().map_err(|error| failed(&error))?] {
-        let mut here: OwnedFd = rustix::fs::open("/", flags(), Mode::empty()).map_err(|errno| failed(&errno))?;
-        for part in path.components() {
-            check_directory(&here)
-                .map_err(|error| format!("a folder on the way to {} is not root's alone: {error}", path.display()))?;
-            if rustix::fs::fstat(&here).map_err(|errno| failed(&errno))?.st_uid != 0 {
-                return Err(format!("a folder on the way to {} does not belong to root", path.display()));
-            }
-            if let Component::Normal(name) = part {
-                here = rustix::fs::openat(&here, name, flags(), Mode::empty()).map_err(|errno| failed(&errno))?;
-            }
+    let open = |dir: Option<&OwnedFd>, name: &OsStr| {
+        let opened = match dir {
+            Some(dir) => rustix::fs::openat(dir, name, flags(), Mode::empty()),
+            None => rustix::fs::open(name, flags(), Mode::empty()),
+        };
+        opened.map_err(|errno| failed(&errno))
+    };
+    let stat = |fd: &dyn AsFd| rustix::fs::fstat(fd.as_fd()).map_err(|errno| failed(&errno));
+    let slash = OsStr::new("/");
+    let mut here = open(None, slash)?;
+    // Where symbolic links lead is walked, too: each folder that is passed,
+    // also between two links, decides where the cache is.
+    let mut todo: Vec<OsString> = steps(path);
+    let mut links = 0;
+    while let Some(name) = todo.pop() {
+        check_directory(&here)
+            .map_err(|error| format!("a folder on the way to {} is not root's alone: {error}", path.display()))?;
+        if stat(&here)?.st_uid != 0 {
+            return Err(format!("a folder on the way to {} does not belong to root", path.display()));
         }
-        let id = |fd: &dyn Fn() -> rustix::io::Result<rustix::fs::Stat>| fd().map(|stat| (stat.st_dev, stat.st_ino));
-        let found = id(&|| rustix::fs::fstat(&here)).map_err(|errno| failed(&errno))?;
-        let opened = id(&|| rustix::fs::fstat(&root)).map_err(|errno| failed(&errno))?;
-        if found != opened {
-            return Err(format!("{} is not the cache that is open", path.display()));
+        let next = open(Some(&here), &name)?;
+        match FileType::from_raw_mode(stat(&next)?.st_mode) {
+            FileType::Directory => here = next,
+            FileType::Symlink if links < MAX_LINKS => {
+                links += 1;
+                let target = rustix::fs::readlinkat(&next, c"", Vec::new()).map_err(|errno| failed(&errno))?;
+                let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                if target.is_absolute() {
+                    here = open(None, slash)?;
+                }
+                todo.extend(steps(&target));
+            }
+            _ => return Err(failed(&"it leads through something else than folders")),
         }
+    }
+    let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    if id(stat(&here)?) != id(stat(&root)?) {
+        return Err(format!("{} is not the cache that is open", path.display()));
     }
     check_directory(&root).map_err(|error| format!("the cache is not root's alone: {error}"))?;
     if is_remote(&root) {
@@ -43,8 +66,22 @@ pub(super) fn check_place(path: &Path, root: impl AsFd) -> Result<(), String> {
     Ok(())
 }
 
+/// Most symbolic links on the way, as in the kernel.
+const MAX_LINKS: u32 = 40;
+
 fn flags() -> OFlags {
-    OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC
+    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+/// The names of a path in reverse order: the next one is popped.
+fn steps(path: &Path) -> Vec<OsString> {
+    let name = |component: Component<'_>| match component {
+        Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_owned()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    };
+    let mut steps: Vec<OsString> = path.components().filter_map(name).collect();
+    steps.reverse();
+    steps
 }
 
 #[cfg(test)]
@@ -85,6 +122,14 @@ mod tests {
         fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
         std::os::unix::fs::symlink(&cache, open.path().join("link")).unwrap();
         assert!(check(&open.path().join("link")).is_err());
+        // Nor does one between two links.
+        std::os::unix::fs::symlink(open.path().join("link"), base.path().join("first")).unwrap();
+        assert!(check(&base.path().join("first")).is_err());
+        std::os::unix::fs::symlink("../a/../first-of-all", base.path().join("a/relative")).unwrap();
+        std::os::unix::fs::symlink("a/cache", base.path().join("first-of-all")).unwrap();
+        check(&base.path().join("a/relative")).unwrap();
+        std::os::unix::fs::symlink("loop", base.path().join("loop")).unwrap();
+        assert!(check_place(&base.path().join("loop"), File::open(&cache).unwrap()).is_err(), "for ever");
         let other = File::open(base.path()).unwrap();
         assert!(check_place(&cache, other).is_err(), "another folder than the one that is open");
     }
