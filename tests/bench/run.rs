@@ -269,18 +269,19 @@ pub fn memory(report: &mut Report) {
     let registry = Registry::start();
     let user = User::a();
     let big = big();
-    let quarter = big.layers[0].tar.clone();
-    // Four gigabytes: the same files four times, each time below another
-    // folder's name and with other bytes, so that nothing is a duplicate.
-    let four = (0..4u8)
-        .map(|n| {
-            let mut tar = quarter.clone();
-            disturb(&mut tar, n);
-            Layer::from_tar(tar)
-        })
-        .collect();
+    // Four gigabytes: the same files four times, each time with other bytes, so
+    // that nothing is a duplicate. In one layer, as the other image is: layers
+    // are packed side by side, and each of them takes as much.
+    let mut four = Vec::new();
+    for n in 0..4u8 {
+        let mut quarter = big.layers[0].tar.clone();
+        disturb(&mut quarter, n);
+        let end = quarter.iter().rposition(|&byte| byte != 0).map_or(0, |last| (last + 1).next_multiple_of(512));
+        four.extend_from_slice(&quarter[..end]);
+    }
+    four.extend_from_slice(&[0; 1024]);
     let mut peaks = Vec::new();
-    for (name, image) in [("one-gigabyte", big), ("four-gigabytes", Image::new(four))] {
+    for (name, image) in [("one-gigabyte", big), ("four-gigabytes", Image::new(vec![Layer::from_tar(four)]))] {
         let reference = Subject::new(name, image).seed(&registry);
         let daemon = Daemon::system("");
         let scratch = Scratch::new();
