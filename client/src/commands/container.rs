@@ -13,7 +13,7 @@ use super::{Context, order};
 use crate::{
     cli::{Action, Task},
     config::Config,
-    daemon::{self, Daemon, Kind, OpenedSif, Wish},
+    daemon::{self, Daemon, OpenedSif, Wish},
     delivered::{self, Recalled},
     failure::{Failure, reason},
     options,
@@ -132,11 +132,7 @@ fn from_file(context: &Context<'_>, path: &Path, wish: Wish) -> Result<ImageSour
 /// unchanged copy of. Both together: what the launcher reads of the image is
 /// then of the same file as what it mounts.
 fn mounted(context: &Context<'_>, file: &File, wish: Wish) -> Option<(File, OwnedFd)> {
-    // A socket that cannot be used matters to those only who need it.
-    let daemon = Daemon::choose(context.flavour, context.environment).ok()?;
-    if daemon.kind() == Kind::User {
-        return None;
-    }
+    let daemon = Daemon::choose_to_mount(context.flavour, context.environment)?;
     let open = || -> Result<(File, OwnedFd), String> {
         let recalled = delivered::recall(context.environment, file)?;
         let (Recalled::Unchanged(image) | Recalled::Touched(image)) = &recalled;

@@ -78,6 +78,21 @@ impl Identity {
     }
 }
 
+/// A variable of the caller's own: with borrowed privileges the environment is
+/// somebody else's.
+fn own_variable(environment: &Environment, who: Identity, name: &str) -> Option<PathBuf> {
+    if who.uid == who.euid { environment.get(name).map(PathBuf::from) } else { None }
+}
+
+/// Tells why a daemon would be the one, and looks at nothing else.
+pub fn kind(environment: &Environment, who: Identity, system_socket: &Path) -> Kind {
+    match own_variable(environment, who, "SCTL_SOCKET") {
+        Some(_) => Kind::Explicit,
+        None if is_installed(system_socket) => Kind::System,
+        None => Kind::User,
+    }
+}
+
 /// Chooses the daemon.
 ///
 /// # Errors
@@ -88,13 +103,13 @@ pub fn choose(
     who: Identity,
     system_socket: &Path,
 ) -> Result<Choice, Failure> {
-    // With borrowed privileges the environment is somebody else's.
-    let variable = |name: &str| if who.uid == who.euid { environment.get(name).map(PathBuf::from) } else { None };
+    let variable = |name: &str| own_variable(environment, who, name);
     let cache_parent = flavour.prefixes().iter().find_map(|prefix| variable(&format!("{prefix}CACHEDIR")));
-    let (kind, socket) = match variable("SCTL_SOCKET") {
-        Some(socket) => (Kind::Explicit, absolute(socket)?),
-        None if is_installed(system_socket) => (Kind::System, system_socket.to_owned()),
-        None => (Kind::User, user_directory(environment, who.euid).join("sctl.sock")),
+    let kind = kind(environment, who, system_socket);
+    let socket = match (kind, variable("SCTL_SOCKET")) {
+        (Kind::Explicit, Some(socket)) => absolute(socket)?,
+        (Kind::System, _) => system_socket.to_owned(),
+        _ => user_directory(environment, who.euid).join("sctl.sock"),
     };
     let home = environment.get("HOME").map(PathBuf::from).filter(|home| kind == Kind::User && home.is_absolute());
     let usual = home.as_ref().map(|home| home.join(".cache/sctl"));

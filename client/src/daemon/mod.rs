@@ -50,6 +50,16 @@ impl<'a> Daemon<'a> {
         Ok(Self { choice: running(choice), environment })
     }
 
+    /// The same, unless it would be the caller's own, which mounts nothing: then
+    /// neither its cache nor its sockets are looked at.
+    pub fn choose_to_mount(flavour: Flavour, environment: &'a Environment) -> Option<Self> {
+        match choose::kind(environment, Identity::of_process(), Path::new(SYSTEM_SOCKET)) {
+            Kind::User => None,
+            // A socket that cannot be used matters to those only who need it.
+            Kind::Explicit | Kind::System => Self::choose(flavour, environment).ok(),
+        }
+    }
+
     /// Why this daemon.
     pub fn kind(&self) -> Kind {
         self.choice.kind

@@ -170,5 +170,10 @@ fn privileged_a_home_that_cannot_be_written_costs_the_cache_only() {
     let warning =
         format!("WARNING: Cache disabled - cache location {}/.cache/sctl is not writable.\n", closed.display());
     assert!(stderr(&exec).starts_with(&warning), "{}", stderr(&exec));
+    // A file of one's own needs no cache.
+    let pull = home.sctl().args(["pull", "--no-https", "own.sif", &uri]).output().expect("run sctl");
+    assert!(pull.status.success(), "{}", stderr(&pull));
+    let own = home.sctl().env("HOME", &closed).args(["exec", "own.sif", "echo", "ok"]).output().expect("run sctl");
+    assert_eq!((stdout(&own).as_str(), stderr(&own).contains("Cache disabled")), ("ok\n", false), "{}", stderr(&own));
     assert_eq!(std::fs::read_dir(&closed).expect("read the home").count(), 0);
 }
