@@ -125,6 +125,15 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Standard output of a program that has to succeed.
+///
+/// # Panics
+/// If it did not, with all that it said.
+pub fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{:?}\n{}{}", output.status, stdout(output), stderr(output));
+    stdout(output)
+}
+
 /// Waits until `condition` holds.
 ///
 /// # Panics

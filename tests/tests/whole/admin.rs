@@ -13,18 +13,13 @@ use sctl_tests::{
     hub::{At, Fault, Hub, Manners, Misdeed},
     image::Image,
     layer::{BlobCompression, Entry, Layer},
-    programs::{Scratch, have_root, stderr, stdout, wait_until},
+    programs::{Scratch, have_root, stderr, stdout, succeeded, wait_until},
     registry::Registry,
 };
 use serde_json::Value;
 
 fn sctl(daemon: &Daemon, user: &User, arguments: &[&str]) -> Output {
     daemon.sctl(user).args(arguments).output().expect("run sctl")
-}
-
-fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{:?}\n{}{}", output.status, stdout(output), stderr(output));
-    stdout(output)
 }
 
 fn json(daemon: &Daemon, user: &User, arguments: &[&str]) -> Value {

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::mounts::{FUSE, exec};
 use prost::Message as _;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -28,21 +29,10 @@ use sctl_tests::{
     daemon::{Daemon, User},
     debian, image,
     layer::{Entry, Layer},
-    programs::{Scratch, have_root, programs, stderr, stdout, wait_until},
+    programs::{Scratch, have_root, programs, stderr, stdout, succeeded, wait_until},
     registry::{Demands, Registry},
     sif,
 };
-
-const FUSE: &str = "VERBOSE: The image is served over FUSE: ";
-
-fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{:?}\n{}{}", output.status, stdout(output), stderr(output));
-    stdout(output)
-}
-
-fn exec(daemon: &Daemon, user: &User, arguments: &[&str]) -> Output {
-    daemon.sctl(user).args(["-v", "exec", "--no-https"]).args(arguments).output().expect("run sctl")
-}
 
 /// Does something as another user, which only a thread of its own becomes.
 fn as_user<T: Send>(user: &User, work: impl FnOnce() -> T + Send) -> T {

@@ -15,18 +15,13 @@ use sctl_tests::{
     debian,
     image::{self, Image},
     layer::{Entry, Layer},
-    programs::{Scratch, have_root, stderr, stdout, wait_until},
+    programs::{Scratch, have_root, stderr, stdout, succeeded, wait_until},
     registry::{Demands, Registry},
 };
 
-const FUSE: &str = "VERBOSE: The image is served over FUSE: ";
+pub(crate) const FUSE: &str = "VERBOSE: The image is served over FUSE: ";
 
-fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{:?}\n{}{}", output.status, stdout(output), stderr(output));
-    stdout(output)
-}
-
-fn exec(daemon: &Daemon, user: &User, arguments: &[&str]) -> Output {
+pub(crate) fn exec(daemon: &Daemon, user: &User, arguments: &[&str]) -> Output {
     daemon.sctl(user).args(["-v", "exec", "--no-https"]).args(arguments).output().expect("run sctl")
 }
 
@@ -167,12 +162,15 @@ fn privileged_without_kernel_mounts_fuse_serves_and_says_why() {
     let quiet = daemon.sctl(&user).args(["exec", "--no-https", &uri, "true"]).output().expect("run sctl");
     succeeded(&quiet);
     assert!(!stderr(&quiet).contains("FUSE"), "{}", stderr(&quiet));
+    // A server ends soon after its container.
+    let all_ended = || wait_until("the FUSE servers end", Duration::from_secs(10), || holders(&daemon).is_empty());
+    all_ended();
     // What holds the image in the test above, if it does.
     let mut served = Container::start(&daemon, &user, &uri);
     served.listen();
     assert_eq!(holders(&daemon).len(), 1, "the FUSE server");
     served.end();
-    wait_until("the FUSE server ends", Duration::from_secs(10), || holders(&daemon).is_empty());
+    all_ended();
 }
 
 /// Writes everywhere, and says what became of it.

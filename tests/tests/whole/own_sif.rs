@@ -18,7 +18,7 @@ use sctl_tests::{
     corpus::pseudo_random,
     daemon::{Daemon, User},
     debian,
-    programs::{Scratch, have_program, have_root, programs, stderr, stdout},
+    programs::{Scratch, have_program, have_root, programs, stderr, stdout, succeeded},
     registry::Registry,
     sif::siftool,
 };
@@ -31,11 +31,6 @@ const WORDS: [&str; 12] =
 /// What `printf '[%s]\n'` makes of `words`.
 fn shown(words: &[&str]) -> String {
     words.iter().map(|word| format!("[{word}]\n")).collect()
-}
-
-fn succeeded(output: &Output) -> String {
-    assert!(output.status.success(), "{:?}\n{}{}", output.status, stdout(output), stderr(output));
-    stdout(output)
 }
 
 /// Pulls busybox with another config into `folder`, as `user`; the daemon and
